@@ -1,0 +1,68 @@
+"""Step many reinforcement-learning environments at once, in worker processes, under ``await``.
+
+    async with aiovec.make_vec("CartPole-v1", num_envs=64) as envs:
+        observations, infos = await envs.reset(seed=42)
+
+The names are imported when they are first asked for: a worker process imports this package too, and must
+not wait for asyncio and anyio, which it does not use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiovec.errors import (
+        AiovecError,
+        AlreadyPendingCallError,
+        ClosedEnvironmentError,
+        EnvTimeoutError,
+        Failure,
+        InvalidActionsError,
+        InvalidEnvResultError,
+        NotStartedError,
+        RemoteError,
+        ResetNeeded,
+        SlabMemoryError,
+        SpaceMismatchError,
+        WorkerDied,
+        WrongLoopError,
+        failures,
+    )
+    from aiovec.make import make_vec
+    from aiovec.vector_env import AsyncVectorEnv
+
+__all__ = [
+    "AiovecError",
+    "AlreadyPendingCallError",
+    "AsyncVectorEnv",
+    "ClosedEnvironmentError",
+    "EnvTimeoutError",
+    "Failure",
+    "InvalidActionsError",
+    "InvalidEnvResultError",
+    "NotStartedError",
+    "RemoteError",
+    "ResetNeeded",
+    "SlabMemoryError",
+    "SpaceMismatchError",
+    "WorkerDied",
+    "WrongLoopError",
+    "failures",
+    "make_vec",
+]
+
+_HOMES = {"AsyncVectorEnv": "aiovec.vector_env", "make_vec": "aiovec.make"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'aiovec' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "aiovec.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

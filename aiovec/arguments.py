@@ -1,0 +1,178 @@
+"""What users pass, checked before anything is changed. Pure; each error names the argument and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from aiovec.exchange.messages import ResetRequest
+from aiovec.pool.pool import usable_cpus
+from aiovec.pool.spaces import ObservationMode
+from aiovec.pool.start import EnvFn, StartPlan
+
+__all__ = ["ResetTargets", "check_plan", "env_ids_of", "reset_targets"]
+
+_CONTEXTS = (None, "fork", "forkserver", "spawn")
+
+
+def check_plan(
+    env_fns: Sequence[EnvFn],
+    num_workers: int | None,
+    shared_memory: bool,
+    copy: bool | None,
+    observation_mode: ObservationMode,
+    autoreset_mode: AutoresetMode | str,
+    context: str | None,
+    start_timeout: float,
+    close_grace: float,
+    max_buffers: int,
+) -> StartPlan:
+    """The arguments of `AsyncVectorEnv`, checked and completed."""
+    env_fns = tuple(env_fns)
+    if not env_fns:
+        raise ValueError("env_fns is empty: a vector needs at least one env")
+    for index, env_fn in enumerate(env_fns):
+        if not callable(env_fn):
+            raise TypeError(
+                f"env_fns[{index}] is {env_fn!r}, which cannot be called. Pass a function that builds the env, "
+                "such as `lambda: gymnasium.make('CartPole-v1')`."
+            )
+    if num_workers is not None and (not _is_int(num_workers) or num_workers < 0):
+        raise ValueError(f"num_workers={num_workers!r}: expected a number of processes from 0, or None")
+    if isinstance(observation_mode, tuple):
+        if len(observation_mode) != 2 or not all(isinstance(space, gym.Space) for space in observation_mode):
+            raise TypeError(
+                f"observation_mode={observation_mode!r}: expected a pair (observation_space, single_observation_space)"
+            )
+    elif observation_mode not in ("same", "different"):
+        raise ValueError(f"observation_mode={observation_mode!r}: expected 'same', 'different' or a pair of spaces")
+    try:
+        mode = AutoresetMode(autoreset_mode)
+    except ValueError:
+        names = ", ".join(repr(mode.value) for mode in AutoresetMode)
+        raise ValueError(f"autoreset_mode={autoreset_mode!r}: expected an AutoresetMode, or one of {names}") from None
+    if context not in _CONTEXTS:
+        raise ValueError(f"context={context!r}: expected one of {', '.join(map(repr, _CONTEXTS))}")
+    for name, seconds in (("start_timeout", start_timeout), ("close_grace", close_grace)):
+        if not seconds > 0:
+            raise ValueError(f"{name}={seconds!r}: expected a number of seconds above 0")
+    if not _is_int(max_buffers) or max_buffers < 1:
+        raise ValueError(f"max_buffers={max_buffers!r}: expected a number of buffers from 1")
+    if num_workers is None:
+        num_workers = usable_cpus()
+    return StartPlan(
+        env_fns,
+        min(int(num_workers), len(env_fns)),
+        shared_memory,
+        copy,
+        observation_mode,
+        mode,
+        context,
+        start_timeout,
+        max_buffers,
+    )
+
+
+def env_ids_of(num_envs: int, env_ids: Sequence[int]) -> list[int]:
+    """Checks which envs are meant: each exists, none twice."""
+    ids: list[int] = []
+    for env_index in env_ids:
+        if not _is_int(env_index) or not 0 <= env_index < num_envs:
+            raise ValueError(f"env_ids has {env_index!r}: the envs are numbered from 0 to {num_envs - 1}")
+        ids.append(int(env_index))
+    if not ids:
+        raise ValueError("env_ids is empty: name at least one env, or leave it out for all")
+    if len(set(ids)) != len(ids):
+        twice = next(env_index for position, env_index in enumerate(ids) if env_index in ids[:position])
+        raise ValueError(f"env_ids has {twice} twice")
+    return ids
+
+
+@dataclass(frozen=True)
+class ResetTargets:
+    """Who is reset, and how.
+
+    Attributes:
+        env_ids: The rows of the answer, in order.
+        reset_ids: The envs that are reset, or `None` for all.
+        unmasked: The envs whose last observation is repeated.
+        seeds: By env index.
+        options: For the envs; a copy.
+    """
+
+    env_ids: list[int]
+    reset_ids: list[int] | None
+    unmasked: list[int]
+    seeds: Mapping[int, int | None]
+    options: dict[str, Any] | None
+
+    def request(self, own: range) -> ResetRequest | None:
+        """What a worker is asked, given its envs; `None` if nothing."""
+        if self.reset_ids is None:
+            return ResetRequest(None, [self.seeds.get(index) for index in own], self.options, True)
+        asked = [index for index in self.reset_ids if index in own]
+        if not asked and not self.unmasked:
+            return None
+        rows = [index - own.start for index in asked]
+        return ResetRequest(rows, [self.seeds.get(index) for index in asked], self.options, bool(self.unmasked))
+
+
+def reset_targets(
+    num_envs: int,
+    seed: int | Sequence[int | None] | None,
+    options: dict[str, Any] | None,
+    env_ids: Sequence[int] | None,
+) -> ResetTargets:
+    """The arguments of `reset`, checked."""
+    mask = None
+    if options is not None and "reset_mask" in options:
+        mask = _checked_mask(num_envs, options["reset_mask"])
+        options = {key: value for key, value in options.items() if key != "reset_mask"}
+    if env_ids is not None:
+        if mask is not None:
+            raise ValueError("env_ids and options['reset_mask'] both say which envs to reset: use one of them")
+        ids = env_ids_of(num_envs, env_ids)
+        return ResetTargets(ids, ids, [], _seeds(seed, ids, ids), options)
+    every = list(range(num_envs))
+    if mask is None or mask.all():
+        return ResetTargets(every, None, [], _seeds(seed, every, every), options)
+    masked = np.flatnonzero(mask).tolist()
+    return ResetTargets(every, masked, np.flatnonzero(~mask).tolist(), _seeds(seed, every, every), options)
+
+
+def _checked_mask(num_envs: int, mask: Any) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    expected = f"options['reset_mask'] must be a numpy array of shape ({num_envs},) and dtype bool"
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        got = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(f"{expected}, got {got}")
+    if mask.shape != (num_envs,):
+        raise ValueError(f"{expected}, got shape {mask.shape}")
+    if not mask.any():
+        raise ValueError("options['reset_mask'] has no True: nothing would be reset")
+    return mask
+
+
+def _seeds(seed: Any, for_ids: Sequence[int], ids: Sequence[int]) -> dict[int, int | None]:
+    if seed is None:
+        return {}
+    if _is_int(seed):
+        return {env_index: int(seed) + env_index for env_index in ids}
+    try:
+        seeds = list(seed)
+    except TypeError:
+        raise TypeError(f"seed={seed!r}: expected an int, a sequence with one seed an env, or None") from None
+    if len(seeds) != len(for_ids):
+        raise ValueError(f"seed has length {len(seeds)}, but {len(for_ids)} envs: one seed each, or a single int")
+    for position, value in enumerate(seeds):
+        if value is not None and not _is_int(value):
+            raise TypeError(f"seed[{position}]={value!r}: expected an int or None")
+    return {index: None if value is None else int(value) for index, value in zip(for_ids, seeds, strict=True)}
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -1,0 +1,323 @@
+"""Every error that aiovec itself raises.
+
+    AiovecError
+    ├── AlreadyPendingCallError     an env is awaited or owed          (gymnasium's class too)
+    ├── ClosedEnvironmentError      the vector is closed               (gymnasium's class too)
+    ├── NotStartedError             asked before the start             (RuntimeError)
+    ├── WrongLoopError              asked from another event loop      (RuntimeError)
+    ├── ResetNeeded                 an env must be reset first         (gymnasium's class too)
+    ├── InvalidActionsError         actions that do not fit the space  (gymnasium's InvalidAction, ValueError)
+    ├── InvalidEnvResultError       an env returned what does not fit  (ValueError)
+    ├── SpaceMismatchError          sub-envs whose spaces differ       (RuntimeError)
+    ├── SlabMemoryError             no memory for the shared slab      (MemoryError)
+    ├── EnvTimeoutError             envs that did not answer in time   (TimeoutError)
+    ├── RemoteError                 an env's exception that could not travel as itself
+    └── WorkerDied                  a worker process ended by itself
+
+An exception of an env is not wrapped: it is raised as itself (see ``aiovec.failures``).
+Constructors take facts and build the sentence, so every class here survives pickling.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium.error
+
+__all__ = [
+    "AiovecError",
+    "AlreadyPendingCallError",
+    "ClosedEnvironmentError",
+    "EnvTimeoutError",
+    "Failure",
+    "InvalidActionsError",
+    "InvalidEnvResultError",
+    "NotStartedError",
+    "RemoteError",
+    "ResetNeeded",
+    "SlabMemoryError",
+    "SpaceMismatchError",
+    "WorkerDied",
+    "WrongLoopError",
+    "failures",
+    "mark_failure",
+    "mark_group",
+    "name_envs",
+]
+
+
+def name_envs(env_ids: Sequence[int]) -> str:
+    """The envs as a message names them: ``env 3``, ``envs 0-15``, ``envs 1, 4, 9 and 20 more``."""
+    ids = [int(i) for i in env_ids]
+    if len(ids) == 1:
+        return f"env {ids[0]}"
+    if len(ids) > 2 and ids == list(range(ids[0], ids[0] + len(ids))):
+        return f"envs {ids[0]}-{ids[-1]}"
+    shown = ", ".join(map(str, ids[:8]))
+    return f"envs {shown}" + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+
+
+class AiovecError(Exception):
+    """The root of aiovec's own errors."""
+
+    _facts: tuple[Any, ...]
+
+    def __new__(cls, *facts: Any) -> AiovecError:
+        self = super().__new__(cls, *facts)
+        self._facts = facts
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._facts
+
+
+class AlreadyPendingCallError(AiovecError, gymnasium.error.AlreadyPendingCallError):
+    """A call was refused because some of its envs are awaited or owed; nothing was changed.
+
+    Attributes:
+        command: The refused call.
+        env_ids: The busy envs.
+    """
+
+    def __init__(self, command: str, env_ids: Sequence[int], owed: bool) -> None:
+        self.command = command
+        self.name = command  # gymnasium's attribute
+        self.env_ids = tuple(env_ids)
+        if owed:
+            text = (
+                f"{command}() refused: the call that {name_envs(env_ids)} served was cancelled and its result "
+                "is still owed. `await envs.recv()` collects it, `await envs.reset()` waits it out and discards "
+                "it, `await envs.close()` ends it."
+            )
+        else:
+            text = (
+                f"{command}() refused: another task awaits {name_envs(env_ids)}. Await that call first; "
+                "different envs may be driven from different tasks."
+            )
+        Exception.__init__(self, text)
+
+
+class ClosedEnvironmentError(AiovecError, gymnasium.error.ClosedEnvironmentError):
+    """The vector environment is closed, for good.
+
+    Attributes:
+        command: The refused call.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        super().__init__(f"{command} on a vector environment that is closed. Build a new one.")
+
+
+class NotStartedError(AiovecError, RuntimeError):
+    """Something was asked that is known only once the envs have been built."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"`{name}` is known after the start, since the workers build the envs. Start with "
+            "`async with AsyncVectorEnv(...) as envs:`, `await envs`, or the first `await envs.reset()`."
+        )
+
+
+class WrongLoopError(AiovecError, RuntimeError):
+    """The vector environment belongs to another event loop."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(
+            f"{command} from another event loop than the one that started this vector environment. "
+            "Use it in that loop, or build one vector environment per loop."
+        )
+
+
+class ResetNeeded(AiovecError, gymnasium.error.ResetNeeded):
+    """Some envs cannot be stepped before they are reset; nothing was changed.
+
+    Attributes:
+        env_ids: The envs that need a reset.
+    """
+
+    def __init__(self, command: str, env_ids: Sequence[int], reason: str) -> None:
+        self.env_ids = tuple(env_ids)
+        ids = [int(i) for i in env_ids[:8]]
+        super().__init__(
+            f"{command}() refused: {name_envs(env_ids)} {reason}. Reset first: `await envs.reset()` for all, or "
+            f"`await envs.reset(env_ids={ids}{'...' if len(env_ids) > 8 else ''})` for these alone."
+        )
+
+
+class InvalidActionsError(AiovecError, gymnasium.error.InvalidAction, ValueError):
+    """The actions do not fit the action space; no env was stepped."""
+
+    def __init__(self, leaf: str, expected: str, got: str) -> None:
+        super().__init__(f"{leaf}: expected {expected}, got {got}. No env was stepped.")
+
+
+class InvalidEnvResultError(AiovecError, ValueError):
+    """An env returned something that its spaces, or Gymnasium's API, do not allow.
+
+    Attributes:
+        env_index: The env.
+    """
+
+    def __init__(self, env_index: int, what: str, expected: str, got: str) -> None:
+        self.env_index = env_index
+        super().__init__(
+            f"env {env_index} returned a wrong {what}: expected {expected}, got {got}. "
+            "Correct the env, or the space it declares."
+        )
+
+
+class SpaceMismatchError(AiovecError, RuntimeError):
+    """The spaces of the sub-envs cannot be batched; the vector was not started.
+
+    Attributes:
+        env_index: The first env that differs.
+    """
+
+    def __init__(self, env_index: int, kind: str, got: str, expected: str, advice: str) -> None:
+        self.env_index = env_index
+        super().__init__(
+            f"the {kind} space of env {env_index} is {got}, that of the vector is {expected}. {advice}"
+        )
+
+
+class SlabMemoryError(AiovecError, MemoryError):
+    """The system has no memory for the shared slab; the vector was not started.
+
+    Attributes:
+        nbytes: How many bytes were asked for.
+    """
+
+    def __init__(self, nbytes: int, reason: str) -> None:
+        self.nbytes = nbytes
+        super().__init__(
+            f"no memory for the {nbytes:,} bytes that observations, actions and rewards share: {reason}. "
+            "Use fewer envs, smaller observations, or a smaller `max_buffers`."
+        )
+
+
+class EnvTimeoutError(AiovecError, TimeoutError):
+    """Some envs did not answer in time, and their worker was ended.
+
+    Attributes:
+        env_ids: The envs.
+        command: What they were doing.
+        seconds: The limit.
+    """
+
+    def __init__(self, env_ids: Sequence[int], command: str, seconds: float) -> None:
+        self.env_ids = tuple(env_ids)
+        self.command = command
+        self.seconds = seconds
+        super().__init__(f"{name_envs(env_ids)} did not end {command} within {seconds:g} s")
+
+
+class RemoteError(AiovecError):
+    """Stands for an exception of an env that cannot be raised as itself.
+
+    That is one that does not pickle (its text and its formatted traceback came instead), or one whose
+    type would stop, cancel or end the awaiting task (`SystemExit`, `KeyboardInterrupt`,
+    `asyncio.CancelledError`, `StopIteration`, …): then `__cause__` is the original.
+
+    Attributes:
+        type_name: The qualified name of the original type.
+        text: The original's text.
+        formatted: The original's traceback as the worker printed it; empty where `__cause__` tells.
+    """
+
+    def __init__(self, type_name: str, text: str, formatted: str = "") -> None:
+        self.type_name = type_name
+        self.text = text
+        self.formatted = formatted
+        message = f"{type_name}: {text}" if text else type_name
+        super().__init__(f"{message}\n\n{formatted}" if formatted else message)
+
+
+class WorkerDied(AiovecError):
+    """A worker process ended although nobody had asked it to.
+
+    Attributes:
+        env_ids: The envs it held.
+        pid: Its process id.
+        exitcode: As in `multiprocessing.Process.exitcode`: negative for a signal.
+        command: What it was doing, or `None` when it was idle.
+    """
+
+    def __init__(self, env_ids: Sequence[int], pid: int, exitcode: int | None, command: str | None, stderr: str) -> None:
+        self.env_ids = tuple(env_ids)
+        self.pid = pid
+        self.exitcode = exitcode
+        self.command = command
+        self.stderr = stderr
+        if exitcode is None:
+            how = "closed its connection"
+        elif exitcode < 0:
+            how = f"was killed by {_signal_name(-exitcode)}"
+        else:
+            how = f"exited with code {exitcode}"
+        during = f"during {command}" if command else "while idle"
+        tail = f"\nThe end of its stderr:\n{stderr.rstrip()}" if stderr.strip() else ""
+        super().__init__(f"the worker of {name_envs(env_ids)} (pid {pid}) {how} {during}.{tail}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return f"{name} (out of memory?)" if name == "SIGKILL" else name
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed env.
+
+    Attributes:
+        env_index: The env.
+        pid: Of the worker that held it.
+        command: What it was asked for: ``"step"``, ``"reset"``, ``"build"``, ….
+        exception: What it raised.
+    """
+
+    env_index: int
+    pid: int
+    command: str
+    exception: BaseException
+
+
+# Private marks, so that an exception group that an env itself raised is told from the one that aiovec made.
+_FAILURE = "_aiovec_failure"
+_GROUP = "_aiovec_group"
+
+
+def failures(exception: BaseException) -> list[Failure]:
+    """Every failed env in an exception that aiovec raised.
+
+    Args:
+        exception: What an awaited call raised: one env's exception, or the group of several.
+
+    Returns:
+        One `Failure` an env, in ascending env index; empty if `exception` is not of an env.
+    """
+    if (failure := getattr(exception, _FAILURE, None)) is not None:
+        return [failure]
+    if isinstance(exception, WorkerDied):
+        command = exception.command or "nothing"
+        return [Failure(index, exception.pid, command, exception) for index in exception.env_ids]
+    if isinstance(exception, BaseExceptionGroup) and hasattr(exception, _GROUP):
+        return [failure for member in exception.exceptions for failure in failures(member)]
+    return []
+
+
+def mark_failure(raised: Exception, failure: Failure) -> None:
+    """Ties `failure` to the exception that is raised for it, and names the env in a note."""
+    setattr(raised, _FAILURE, failure)
+    raised.add_note(f"raised by env {failure.env_index} during {failure.command}, worker pid {failure.pid}")
+
+
+def mark_group(group: BaseException) -> None:
+    """Marks an exception group as made by aiovec."""
+    setattr(group, _GROUP, True)

@@ -1,0 +1,159 @@
+"""Infos: from one dict an env to one dict of arrays, as Gymnasium's vector environments give it.
+
+Workers `collect` columns, the parent `merge`s them, so that the costly walk through every env's dict is done
+in parallel. The result equals `gymnasium.vector.VectorEnv._add_info` (Gymnasium 1.4) called env by env in
+ascending index, with one difference: where Gymnasium raises because values of one key do not fit one array,
+the array has dtype `object` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Column", "Columns", "collect", "merge", "renumber"]
+
+# The envs that have the key (`None`: all of this worker), and a value each: a list, their stack as one array
+# where they are arrays of one shape and dtype, or the columns of nested dicts.
+Column = tuple[list[int] | None, "list[Any] | npt.NDArray[Any] | Columns"]
+Columns = dict[str, Column]
+
+_EXACT_NUMBERS = (int, float, bool)
+
+
+def collect(entries: Iterable[tuple[int, dict[str, Any]]], num_rows: int) -> Columns:
+    """The columns of one worker.
+
+    Args:
+        entries: Env index and info, ascending; an env may come twice if its keys differ.
+        num_rows: How many envs the worker holds.
+    """
+    gathered: dict[str, tuple[list[int], list[Any]]] = {}
+    for env_index, info in entries:
+        for key, value in info.items():
+            column = gathered.get(key)
+            if column is None:
+                gathered[key] = ([env_index], [value])
+            else:
+                column[0].append(env_index)
+                column[1].append(value)
+    columns: Columns = {}
+    for key, (env_ids, values) in gathered.items():
+        columns[key] = (None if len(env_ids) == num_rows else env_ids, _compact(key, env_ids, values))
+    return columns
+
+
+def _compact(key: str, env_ids: list[int], values: list[Any]) -> list[Any] | npt.NDArray[Any] | Columns:
+    first = values[0]
+    if key == "final_obs":
+        return values
+    if isinstance(first, dict) and all(isinstance(value, dict) for value in values):
+        return collect(zip(env_ids, values, strict=True), -1)
+    if type(first) is np.ndarray and first.dtype.kind != "O":
+        shape, dtype = first.shape, first.dtype
+        if all(type(value) is np.ndarray and value.shape == shape and value.dtype == dtype for value in values):
+            return np.stack(values)
+    return values
+
+
+def merge(parts: Sequence[tuple[Sequence[int], Columns]], num_rows: int) -> dict[str, Any]:
+    """The infos of a batch.
+
+    Args:
+        parts: For each worker, in ascending order of its envs, the rows of all its envs and its columns, in
+            which env indices have been replaced by rows already.
+        num_rows: Of the batch.
+
+    Returns:
+        For each key an array `[num_rows, …]` or a nested dict, and under ``_key`` the mask `[num_rows]` of
+        the rows that have it.
+    """
+    by_key: dict[str, list[tuple[Sequence[int], Any]]] = {}
+    for all_rows, columns in parts:
+        for key, (rows, values) in columns.items():
+            by_key.setdefault(key, []).append((all_rows if rows is None else rows, values))
+    infos: dict[str, Any] = {}
+    for key, columns_of_key in by_key.items():
+        infos[key] = _merge_column(key, columns_of_key, num_rows)
+        mask = np.zeros(num_rows, dtype=np.bool_)
+        for rows, _ in columns_of_key:
+            mask[_index(rows)] = True
+        infos[f"_{key}"] = mask
+    return infos
+
+
+def renumber(columns: Columns, position: Mapping[int, int]) -> Columns:
+    """The same columns with rows of a part batch in place of env indices."""
+    return {
+        key: (
+            None if env_ids is None else [position[env_index] for env_index in env_ids],
+            renumber(values, position) if isinstance(values, dict) else values,
+        )
+        for key, (env_ids, values) in columns.items()
+    }
+
+
+def _index(rows: Sequence[int]) -> Any:
+    return slice(rows.start, rows.stop) if isinstance(rows, range) and rows.step == 1 else rows
+
+
+def _merge_column(key: str, parts: list[tuple[Sequence[int], Any]], num_rows: int) -> Any:
+    if all(isinstance(values, dict) for _, values in parts):
+        return merge([(rows, values) for rows, values in parts], num_rows)
+    if any(isinstance(values, dict) for _, values in parts):  # dicts here, something else there
+        parts = [(rows, _as_dicts(rows, values) if isinstance(values, dict) else values) for rows, values in parts]
+    first = parts[0][1][0]
+    try:
+        if key == "final_obs":
+            return _objects(parts, num_rows)
+        if type(first) in _EXACT_NUMBERS or isinstance(first, np.number):
+            return _numbers(parts, type(first), num_rows)
+        if isinstance(first, np.ndarray):
+            return _arrays(parts, first, num_rows)
+    except (TypeError, ValueError, OverflowError):  # values that do not fit one array: Gymnasium raises
+        pass
+    return _objects(parts, num_rows)
+
+
+def _numbers(parts: list[tuple[Sequence[int], Any]], kind: type, num_rows: int) -> npt.NDArray[Any]:
+    array = np.zeros(num_rows, dtype=kind)
+    for rows, values in parts:
+        if isinstance(values, list) and set(map(type, values)) == {kind}:
+            array[_index(rows)] = values
+        else:
+            for row, value in zip(rows, values, strict=True):
+                array[row] = value
+    return array
+
+
+def _arrays(parts: list[tuple[Sequence[int], Any]], first: npt.NDArray[Any], num_rows: int) -> npt.NDArray[Any]:
+    array = np.zeros((num_rows, *first.shape), dtype=first.dtype)
+    for rows, values in parts:
+        if isinstance(values, np.ndarray) and values.shape[1:] == first.shape and values.dtype == first.dtype:
+            array[_index(rows)] = values
+        else:
+            for row, value in zip(rows, values, strict=True):
+                array[row] = value
+    return array
+
+
+def _objects(parts: list[tuple[Sequence[int], Any]], num_rows: int) -> npt.NDArray[Any]:
+    array = np.full(num_rows, fill_value=None, dtype=object)
+    for rows, values in parts:
+        for row, value in zip(rows, values, strict=True):
+            array[row] = value
+    return array
+
+
+def _as_dicts(rows: Sequence[int], columns: Columns) -> list[dict[str, Any]]:
+    """The dicts that `_compact` took apart, where another worker's values turned out to be no dicts."""
+    dicts: dict[int, dict[str, Any]] = {row: {} for row in rows}
+    for key, (some_rows, values) in columns.items():
+        of_rows = rows if some_rows is None else some_rows
+        column = _as_dicts(of_rows, values) if isinstance(values, dict) else values
+        for row, value in zip(of_rows, column, strict=True):
+            dicts[row][key] = value
+    return list(dicts.values())

@@ -1,0 +1,149 @@
+"""What the payloads of requests and replies hold.
+
+`pool` builds requests and reads replies, `worker` the other way round; a backend that has no socket (a
+worker in the parent's own process) hands these very objects over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from aiovec.exchange.failures import FailureRecord
+from aiovec.exchange.infos import Columns
+
+__all__ = [
+    "BatchReply",
+    "BuildReply",
+    "BuildRequest",
+    "CallReply",
+    "CallRequest",
+    "MapRequest",
+    "ResetRequest",
+    "SetAttrRequest",
+    "SpaceFacts",
+]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Build your envs.
+
+    Attributes:
+        env_ids: The contiguous envs of this worker.
+        env_fns: One an env; pickled where they must travel, and the same ones pickled and sent once.
+        autoreset_mode: For all of them.
+    """
+
+    env_ids: range
+    env_fns: tuple[bytes | Callable[[], gym.Env[Any, Any]], ...]
+    autoreset_mode: AutoresetMode
+
+
+@dataclass(frozen=True)
+class SpaceFacts:
+    """The spaces that some envs share.
+
+    Attributes:
+        env_ids: The envs.
+        observation_space: Of each of them.
+        action_space: Of each of them.
+    """
+
+    env_ids: list[int]
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+
+
+@dataclass(frozen=True)
+class BuildReply:
+    """The envs are built, or some failed.
+
+    Attributes:
+        spaces: The distinct pairs of spaces, with the envs that have them.
+        metadata: Of the first env.
+        render_mode: Of the first env.
+        failures: Envs that could not be built; then the rest is empty.
+    """
+
+    spaces: list[SpaceFacts]
+    metadata: dict[str, Any]
+    render_mode: str | None
+    failures: list[FailureRecord]
+
+
+@dataclass(frozen=True)
+class MapRequest:
+    """Map the slab: what `exchange.slab.Geometry` needs, and whether the memory is shared at all."""
+
+    num_envs: int
+    num_buffers: int
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    shared: bool
+
+
+@dataclass(frozen=True)
+class ResetRequest:
+    """Reset some envs.
+
+    Attributes:
+        rows: Which of the worker's envs, or `None` for all.
+        seeds: One for each of them.
+        options: For all of them.
+        whole_batch: Whether the rows of the worker's other envs are part of the answer (`reset_mask`).
+    """
+
+    rows: Sequence[int] | None
+    seeds: Sequence[int | None]
+    options: dict[str, Any] | None
+    whole_batch: bool
+
+
+@dataclass(frozen=True)
+class CallRequest:
+    """Call a method of some envs, or get an attribute that is not callable."""
+
+    rows: Sequence[int] | None
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SetAttrRequest:
+    """Set an attribute of some envs, a value each."""
+
+    rows: Sequence[int] | None
+    name: str
+    values: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class BatchReply:
+    """What `step` and `reset` answer beside the slab; with nothing to say the frame has no payload.
+
+    Attributes:
+        infos: Columns, by env index.
+        dynamic: For each leaf without a fixed size the values of the answered rows.
+        failures: The envs that failed; their rows hold nothing of this call.
+        arrays: The worker's rows of the buffer, where no memory is shared.
+    """
+
+    infos: Columns = field(default_factory=dict)
+    dynamic: list[list[Any]] = field(default_factory=list)
+    failures: list[FailureRecord] = field(default_factory=list)
+    arrays: list[npt.NDArray[Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CallReply:
+    """Results in the order of the rows asked for, and the envs that failed."""
+
+    results: list[Any]
+    failures: list[FailureRecord]

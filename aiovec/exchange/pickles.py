@@ -1,0 +1,107 @@
+"""The one place that pickles and unpickles.
+
+Parent to worker: cloudpickle, which sends classes and functions of `__main__` by value, since a worker never
+imports the parent's `__main__`. Worker to parent: plain pickle, and where that fails a pickler that sends
+exceptions with their tracebacks, and classes of the parent's `__main__` by name, so that they arrive as the
+very classes that the parent's `except` and `isinstance` know.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+import tblib
+import tblib.pickling_support
+
+__all__ = ["dumps_to_parent", "dumps_to_worker", "dumps_with_tracebacks", "loads"]
+
+# Of one frame: file, function, line, module, module's file.
+_FrameFacts = tuple[str, str, int, str | None, str | None]
+
+# The classes of the parent's __main__ that this process received by value and sent by name: its own test
+# load of an exception finds them here. Empty in the parent.
+_main_classes: dict[str, type] = {}
+
+
+def dumps_to_worker(value: Any) -> bytes:
+    """Pickles what a user gave: arguments, options, env_fns."""
+    return cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def dumps_to_parent(value: Any) -> bytes:
+    """Pickles what an env gave: infos, observations, results of calls."""
+    try:
+        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception:  # noqa: BLE001  a class of __main__, a lambda, …: the slower pickler decides
+        return dumps_with_tracebacks(value)
+
+
+def dumps_with_tracebacks(value: Any) -> bytes:
+    """Pickles exceptions with their traceback, chain, notes and attributes, wherever they are in `value`."""
+    with io.BytesIO() as file:
+        _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+        return file.getvalue()
+
+
+def loads(data: bytes | memoryview) -> Any:
+    """The value that any of the functions here pickled."""
+    return pickle.loads(data)  # noqa: S301  the bytes come from our own process
+
+
+class _Pickler(cloudpickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, TracebackType):
+            return _rebuild_traceback, (_flat_frames(obj),)
+        if isinstance(obj, BaseException):
+            return tblib.pickling_support.pickle_exception(obj)
+        if isinstance(obj, type) and obj.__module__ == "__main__" and "<locals>" not in obj.__qualname__:
+            _main_classes[obj.__qualname__] = obj
+            return _main_class, (obj.__qualname__,)
+        return super().reducer_override(obj)
+
+
+def _main_class(qualname: str) -> type:
+    if (known := _main_classes.get(qualname)) is not None:
+        return known
+    found: Any = sys.modules["__main__"]
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return found  # type: ignore[no-any-return]
+
+
+def _flat_frames(traceback: TracebackType) -> list[_FrameFacts]:
+    """One item a frame: tblib's own nested form fails on some 900 frames."""
+    frames: list[_FrameFacts] = []
+    current: TracebackType | None = traceback
+    while current is not None:
+        code, names = current.tb_frame.f_code, current.tb_frame.f_globals
+        frames.append((code.co_filename, code.co_name, current.tb_lineno, names.get("__name__"), names.get("__file__")))
+        current = current.tb_next
+    return frames
+
+
+
+def _rebuild_traceback(frames: list[_FrameFacts]) -> TracebackType | None:
+    first = previous = None
+    for filename, name, lineno, module, file in frames:
+        traceback = object.__new__(tblib.Traceback)
+        traceback.tb_frame = object.__new__(tblib.Frame)
+        traceback.tb_frame.f_code = object.__new__(tblib.Code)
+        traceback.tb_frame.f_code.co_filename = filename
+        traceback.tb_frame.f_code.co_name = name
+        traceback.tb_frame.f_globals = {
+            key: value for key, value in (("__name__", module), ("__file__", file)) if value is not None
+        }
+        traceback.tb_frame.f_locals = {}
+        traceback.tb_frame.f_lineno = traceback.tb_lineno = lineno
+        if previous is None:
+            first = traceback
+        else:
+            previous.tb_next = traceback
+        previous = traceback
+    return first.as_traceback() if first is not None else None

@@ -1,0 +1,85 @@
+"""`make_vec`: a vector of a registered environment, with Gymnasium's argument names."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from aiovec.vector_env import AsyncVectorEnv
+
+__all__ = ["make_vec"]
+
+_VECTOR_OPTIONS = frozenset(inspect.signature(AsyncVectorEnv).parameters) - {"env_fns"}
+
+
+def make_vec(
+    id_or_spec: str | EnvSpec,
+    num_envs: int = 1,
+    *,
+    vector_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
+    **env_kwargs: Any,
+) -> AsyncVectorEnv:
+    """Builds an `AsyncVectorEnv` of one registered environment; nothing is started yet.
+
+    Args:
+        id_or_spec: An id, such as ``"CartPole-v1"`` or ``"module:Env-v0"``, or a spec. It is looked up here,
+            and travels as its spec: a worker need not know the id.
+        num_envs: How many envs.
+        vector_kwargs: For `AsyncVectorEnv`: ``{"num_workers": 2}``.
+        wrappers: Applied to each env, the first one first.
+        **env_kwargs: For the env's own constructor, as in `gymnasium.make`.
+
+    Raises:
+        gymnasium.error.UnregisteredEnv: Nobody registered that id.
+        TypeError: An option of the vector stands among those of the env.
+        ValueError: `num_envs` is below one.
+    """
+    misplaced = sorted(_VECTOR_OPTIONS & set(env_kwargs))
+    if misplaced:
+        given = ", ".join(f"{name!r}: {env_kwargs[name]!r}" for name in misplaced)
+        raise TypeError(f"{', '.join(misplaced)}: an option of the vector; pass `vector_kwargs={{{given}}}`")
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"num_envs={num_envs!r}: expected a number of envs from 1")
+    spec = copy.deepcopy(id_or_spec if isinstance(id_or_spec, EnvSpec) else _find_spec(id_or_spec))
+    maker = _EnvMaker(spec, {**spec.kwargs, **env_kwargs}, tuple(wrappers))
+    spec.kwargs = {}
+    envs = AsyncVectorEnv([maker] * num_envs, **(vector_kwargs or {}))
+    envs.spec = copy.deepcopy(spec)
+    envs.spec.kwargs = dict(maker.env_kwargs)
+    return envs
+
+
+def _find_spec(env_id: str) -> EnvSpec:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        __import__(module)
+    return gym.spec(name)
+
+
+class _EnvMaker:
+    """An env_fn that travels as a spec."""
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        env_kwargs: dict[str, Any],
+        wrappers: tuple[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]], ...],
+    ) -> None:
+        self.spec = spec
+        self.env_kwargs = env_kwargs
+        self.wrappers = wrappers
+
+    def __repr__(self) -> str:
+        return f"<env_fn of {self.spec.id}>"
+
+    def __call__(self) -> gym.Env[Any, Any]:
+        env = gym.make(self.spec, **self.env_kwargs)
+        for wrapper in self.wrappers:
+            env = wrapper(env)
+        return env

@@ -1,0 +1,91 @@
+"""The worker of `num_workers=0`: the same envs and the same requests, in the parent's own process.
+
+For a debugger, and where a process would cost more than it brings. An env's step then runs on the loop's
+thread; this is the one place where the loop waits for an env. Replies come by the loop's next turn, so that
+other tasks get theirs between two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from aiovec.exchange.failures import FailureRecord
+from aiovec.exchange.frames import Frame, FrameKind
+from aiovec.exchange.messages import BatchReply
+from aiovec.exchange.slab import Geometry, Slab
+from aiovec.worker.core import WorkerCore
+
+__all__ = ["InProcessWorker"]
+
+
+class InProcessWorker:
+    """All envs of a vector, held by the parent.
+
+    Args:
+        env_ids: All of them.
+        slab: Gives the parent's own memory.
+        replied: Called with the worker's index and each reply.
+    """
+
+    def __init__(self, env_ids: range, slab: Callable[[Geometry], Slab], replied: Callable[[int, Frame], None]) -> None:
+        self.index = 0
+        self.env_ids = env_ids
+        self.pid = os.getpid()
+        self.alive = True
+        self.exitcode: int | None = None
+        self.ended = asyncio.Event()
+        self._replied = replied
+        self._core = WorkerCore(_capture, slab)
+        self._handlers: dict[int, Callable[[int, Any], Any]] = {
+            FrameKind.BUILD: lambda _buffer, message: self._core.build(message),
+            FrameKind.MAP: lambda _buffer, message: self._core.map(message),
+            FrameKind.STEP: lambda buffer, message: _own(self._core.step(buffer, message)),
+            FrameKind.RESET: lambda buffer, message: _own(self._core.reset(buffer, message)),
+            FrameKind.CALL: lambda _buffer, message: self._core.call(message),
+            FrameKind.SET_ATTR: lambda _buffer, message: self._core.set_attr(message),
+            FrameKind.CLOSE: lambda _buffer, _message: self._core.close(),
+        }
+
+    def __repr__(self) -> str:
+        return f"<InProcessWorker alive={self.alive}>"
+
+    def prepare(self, message: Any) -> Any:
+        return message
+
+    def post(self, kind: int, seq: int, buffer: int, prepared: Any) -> None:
+        reply = self._handlers[kind](buffer, prepared)
+        asyncio.get_running_loop().call_soon(self._replied, self.index, Frame(kind, seq, buffer, reply))
+
+    def unpack(self, payload: Any) -> Any:
+        return payload
+
+    def signal(self, number: int) -> None:
+        """There is no process to signal."""
+
+    def kill(self) -> None:
+        """Closes the envs; there is no process to kill."""
+        self.release()
+
+    def release(self) -> None:
+        self.alive = False
+        self._core.close()
+        self.ended.set()
+
+    release_without_loop = release
+
+
+def _own(reply: BatchReply | None) -> BatchReply | None:
+    """Observations without a fixed size are copied, as `SyncVectorEnv` does; others were copied into the slab."""
+    return reply if reply is None or not reply.dynamic else replace(reply, dynamic=copy.deepcopy(reply.dynamic))
+
+
+def _capture(exception: BaseException, env_index: int, command: str) -> FailureRecord:
+    """The very exception, not a copy; a real Ctrl-C goes on as what it is."""
+    if isinstance(exception, KeyboardInterrupt):
+        raise exception
+    return FailureRecord.of(exception, env_index, os.getpid(), command)

@@ -1,0 +1,148 @@
+"""A worker that is a process on this machine: its process, its channel and its output, as one.
+
+What the pool asks of a worker, of whichever kind: `prepare` a request (may fail, touches nothing), `post` it
+(cannot fail), `unpack` a reply's payload, and `kill`, `ended`, `release`. What a worker tells the pool:
+`replied` with each reply, `died` once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from aiovec.errors import WorkerDied
+from aiovec.exchange import pickles
+from aiovec.exchange.frames import Frame, pack_frame
+from aiovec.pool.channel import Channel
+from aiovec.pool.output import WorkerOutput
+from aiovec.pool.process import WorkerProcess
+
+__all__ = ["LocalWorker", "Worker"]
+
+_HANG_UP_SECONDS = 0.5
+
+
+class Worker(Protocol):
+    """The seam between the pool and a kind of worker."""
+
+    index: int
+    env_ids: range
+    pid: int
+    alive: bool
+    exitcode: int | None
+    ended: asyncio.Event
+
+    def prepare(self, message: Any) -> Any:
+        """Makes a message ready to be posted; raises what pickling it raises."""
+
+    def post(self, kind: int, seq: int, buffer: int, prepared: Any) -> None:
+        """Sends a request; its reply bears the same `seq`."""
+
+    def unpack(self, payload: Any) -> Any:
+        """The reply behind a payload."""
+
+    def kill(self) -> None:
+        """Ends the worker now, and waits for nothing."""
+
+    def release(self) -> None:
+        """Frees everything of a worker that has ended or was killed."""
+
+
+class LocalWorker:
+    """A process on this machine.
+
+    Args:
+        index: Which of the vector's workers.
+        env_ids: Its envs.
+        process: Just started.
+        replied: Called with the worker's index and each reply.
+        died: Called once if the process ends before `release`, with what there is to say.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        env_ids: range,
+        process: WorkerProcess,
+        replied: Callable[[int, Frame], None],
+        died: Callable[[int, WorkerDied], None],
+    ) -> None:
+        self.index = index
+        self.env_ids = env_ids
+        self.pid = process.pid
+        self.alive = True
+        self.ended = asyncio.Event()
+        self._process = process
+        self._died = died
+        self.exitcode: int | None = None
+        self._hanging_up: asyncio.TimerHandle | None = None
+        self._hung_up = False
+        self._output = WorkerOutput(process.files.output, f"aiovec worker {index}")
+        self._channel = Channel(process.files.connection, lambda frame: replied(index, frame), self._lost)
+
+    def __repr__(self) -> str:
+        return f"<LocalWorker {self.index} pid={self.pid} alive={self.alive} {self._channel!r}>"
+
+    async def connect(self) -> None:
+        """Puts the worker on the running loop."""
+        loop = asyncio.get_running_loop()
+        self._output.watch(loop)
+        await self._channel.connect()
+        self._process.watch(loop, self._process_ended)
+
+    def prepare(self, message: Any) -> bytes:
+        return b"" if message is None else pickles.dumps_to_worker(message)
+
+    def post(self, kind: int, seq: int, buffer: int, prepared: bytes) -> None:
+        self._channel.write(pack_frame(kind, seq, buffer, prepared))
+
+    def unpack(self, payload: memoryview | bytes) -> Any:
+        return pickles.loads(payload) if payload else None
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the worker and what it started."""
+        self._process.signal(number)
+
+    def kill(self) -> None:
+        self.alive = False
+        self._process.kill()
+
+    def release(self) -> None:
+        self.alive = False
+        self.exitcode = self._process_exit()
+        self.ended.set()
+
+    def release_without_loop(self) -> None:
+        """The same from outside of the loop, or after its end."""
+        self.alive = False
+        self._process.kill()
+        self._output.finish()
+        self._process.reap()
+        self._channel.close_without_loop()
+
+    def _process_exit(self) -> int | None:
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
+        self._output.finish()
+        exitcode = self._process.reap()
+        self._channel.close()
+        return exitcode
+
+    def _process_ended(self) -> None:
+        self._channel.drain()
+        self.exitcode = self._process_exit()
+        was_alive, self.alive = self.alive, False
+        self.ended.set()
+        if was_alive:
+            exitcode = None if self._hung_up else self.exitcode
+            self._died(self.index, WorkerDied(list(self.env_ids), self.pid, exitcode, None, self._output.stderr_tail))
+
+    def _lost(self) -> None:
+        """The socket closed although the process may live: without it the process is of no use."""
+        if self.alive:  # most often it is just ending, and its end will tell more
+            self._hanging_up = asyncio.get_running_loop().call_later(_HANG_UP_SECONDS, self._hang_up)
+
+    def _hang_up(self) -> None:
+        self._hung_up = True
+        self._process.kill()

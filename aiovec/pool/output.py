@@ -1,0 +1,88 @@
+"""What a worker prints, line by line, into the parent's own stdout and stderr.
+
+Through the parent, so that in a notebook it lands in the cell, and so that the end of stderr is at hand when
+a worker dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+__all__ = ["WorkerOutput"]
+
+_CHUNK_NBYTES = 1 << 16
+_TAIL_NBYTES = 4096
+_LONGEST_LINE_NBYTES = 1 << 16  # a longer one is cut, so that no worker can fill the parent's memory
+
+
+class WorkerOutput:
+    """The two streams of one worker.
+
+    Args:
+        fds: Non-blocking reading ends of its stdout and stderr; whoever opened them closes them.
+        label: Put before each line.
+    """
+
+    def __init__(self, fds: tuple[int, int], label: str) -> None:
+        self._open = dict(zip(fds, ("stdout", "stderr"), strict=True))
+        self._partial = dict.fromkeys(fds, b"")
+        self._label = label
+        self._tail = b""
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return f"<WorkerOutput {self._label!r} open={list(self._open.values())}>"
+
+    @property
+    def stderr_tail(self) -> str:
+        """The last 4 KiB of stderr."""
+        return self._tail.decode(errors="replace")
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Forwards what comes, as it comes, until `finish`."""
+        self._loop = loop
+        for fd in self._open:
+            loop.add_reader(fd, self._read, fd)
+
+    def finish(self) -> None:
+        """Forwards what is there, and stops; before the descriptors are closed."""
+        for fd in list(self._open):
+            while fd in self._open and self._read(fd):
+                pass
+            if fd in self._open:
+                self._forget(fd)
+
+    def _read(self, fd: int) -> bool:
+        """Forwards one chunk; false where there is none now."""
+        try:
+            chunk = os.read(fd, _CHUNK_NBYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._forget(fd)
+            return False
+        if self._open[fd] == "stderr":
+            self._tail = (self._tail + chunk)[-_TAIL_NBYTES:]
+        *lines, rest = (self._partial[fd] + chunk).split(b"\n")
+        if len(rest) > _LONGEST_LINE_NBYTES:
+            lines.append(rest)
+            rest = b""
+        self._partial[fd] = rest
+        self._print(fd, lines)
+        return True
+
+    def _forget(self, fd: int) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(fd)
+        if rest := self._partial.pop(fd):
+            self._print(fd, [rest])
+        del self._open[fd]
+
+    def _print(self, fd: int, lines: list[bytes]) -> None:
+        stream = getattr(sys, self._open[fd], None)
+        if stream is None or not lines:  # a program without a terminal has no sys.stdout
+            return
+        stream.write("".join(f"[{self._label}] {line.decode(errors='replace')}\n" for line in lines))
+        stream.flush()

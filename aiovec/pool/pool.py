@@ -1,0 +1,338 @@
+"""The workers of one started vector: calls out, replies in, start and end.
+
+Every call, whichever kind, is a `PendingCall`: one request to each of its workers, one future, one number
+that all its replies bear. A call whose task was cancelled stays pending, and its replies are still taken;
+what becomes of them is told by `states`. Each method here that changes something is synchronous.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import anyio.to_thread
+
+from aiovec.errors import ClosedEnvironmentError, WorkerDied
+from aiovec.exchange.frames import Frame, FrameKind
+from aiovec.exchange.slab import Geometry, Slab, create_slab_file
+from aiovec.pool.in_process import InProcessWorker
+from aiovec.pool.local import LocalWorker
+from aiovec.pool.process import WorkerProcess
+from aiovec.pool.ring import HOME, Ring
+from aiovec.pool.states import EnvStates
+
+__all__ = ["PendingCall", "Pool", "split_envs", "usable_cpus"]
+
+# Replies larger than this are unpickled in a thread, so that the loop goes on meanwhile.
+_LARGE_NBYTES = 1 << 20
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def split_envs(num_envs: int, num_workers: int) -> list[range]:
+    """The contiguous envs of each worker, as even as can be."""
+    share, rest = divmod(num_envs, num_workers)
+    bounds = [index * share + min(index, rest) for index in range(num_workers + 1)]
+    return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+class PendingCall:
+    """One call from its requests to its answer.
+
+    Attributes:
+        seq: Its number; all its requests and replies bear it.
+        command: As messages name it.
+        buffer: Which buffer its rows go to.
+        missing: The workers that have not answered yet.
+        payloads: What the others answered, by worker.
+        deaths: The workers that died meanwhile.
+        future: Done when there is something to say to the task that waits.
+        is_abandoned: The task that waited is gone; the answer is owed.
+        is_dropped: Nobody will ask for the answer.
+    """
+
+    __slots__ = ("buffer", "command", "deaths", "future", "is_abandoned", "is_dropped", "missing", "payloads", "seq")
+
+    def __init__(self, seq: int, command: str, buffer: int, workers: Iterable[int], future: asyncio.Future[None]) -> None:
+        self.seq = seq
+        self.command = command
+        self.buffer = buffer
+        self.missing = set(workers)
+        self.payloads: dict[int, Any] = {}
+        self.deaths: list[WorkerDied] = []
+        self.future = future
+        self.is_abandoned = False
+        self.is_dropped = False
+
+    def __repr__(self) -> str:
+        return f"<PendingCall {self.seq} {self.command} missing={sorted(self.missing)} dropped={self.is_dropped}>"
+
+    @property
+    def is_large(self) -> bool:
+        """Whether to read the answer in a thread."""
+        return sum(len(p) for p in self.payloads.values() if isinstance(p, (bytes, memoryview))) > _LARGE_NBYTES
+
+
+class Pool:
+    """The workers of one vector.
+
+    Args:
+        loop: The running loop; everything here happens on it.
+        num_envs: How many envs.
+        num_workers: How many processes; 0 for none.
+        context: See `AsyncVectorEnv`.
+        shared_memory: See `AsyncVectorEnv`.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        num_envs: int,
+        num_workers: int,
+        context: str | None,
+        shared_memory: bool,
+    ) -> None:
+        self.loop = loop
+        self.states = EnvStates(num_envs)
+        self.workers: list[LocalWorker | InProcessWorker] = []
+        self.shared = shared_memory or num_workers == 0
+        self._env_ids = split_envs(num_envs, num_workers or 1)
+        self._num_workers = num_workers
+        self._context = context
+        self._slab_fd = create_slab_file() if num_workers and shared_memory else -1
+        self._calls: dict[int, PendingCall] = {}
+        self._seq = 0
+        self._bare_requests: list[Any] = []
+        self.slab: Slab | None = None
+        self.ring: Ring | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pool workers={len(self.workers)} calls={list(self._calls.values())} {self.states!r}>"
+
+    # ---- start
+
+    async def start_workers(self) -> None:
+        """Starts every process, one after the other without waiting for any, and connects to it."""
+        if not self._num_workers:
+            self.workers.append(InProcessWorker(self._env_ids[0], self._in_process_slab, self._replied))
+            return
+        look_again = self._num_workers <= usable_cpus()
+        for index, env_ids in enumerate(self._env_ids):
+            process = WorkerProcess(self._context, self._slab_fd, look_again, f"aiovec-worker-{index}")
+            worker = LocalWorker(index, env_ids, process, self._replied, self._died)
+            self.workers.append(worker)
+            await worker.connect()
+            await asyncio.sleep(0)
+
+    async def map_slab(self, geometry: Geometry, lend: bool) -> None:
+        """Reserves the memory, now that its size is known."""
+        if self._slab_fd < 0:
+            self.slab = Slab.private(geometry)
+        else:
+            self.slab = await anyio.to_thread.run_sync(Slab.allocate, geometry, self._slab_fd)
+            os.close(self._slab_fd)
+            self._slab_fd = -1
+        self.ring = Ring(self.slab, lend)
+        self._bare_requests = self.prepare([None] * len(self.workers))
+
+    def _in_process_slab(self, _geometry: Geometry) -> Slab:
+        assert self.slab is not None  # noqa: S101
+        return self.slab
+
+    # ---- calls
+
+    def next_seq(self) -> int:
+        """The number of the next call."""
+        self._seq += 1
+        return self._seq
+
+    def prepare(self, messages: Sequence[Any]) -> list[Any]:
+        """Makes one message for each worker ready; raises what pickling raises, before any worker is touched."""
+        return [worker.prepare(message) for worker, message in zip(self.workers, messages, strict=True)]
+
+    def step_requests(self, rows: Sequence[Any] | None) -> list[Any]:
+        """One step request for each worker; `rows` are the actions where they are not in the slab."""
+        if rows is None:
+            return self._bare_requests
+        return self.prepare([rows[worker.env_ids.start : worker.env_ids.stop] for worker in self.workers])
+
+    def post(
+        self,
+        kind: FrameKind,
+        command: str,
+        prepared: Sequence[Any],
+        *,
+        seq: int | None = None,
+        buffer: int = HOME,
+        workers: Sequence[int] | None = None,
+    ) -> PendingCall:
+        """Sends a request to each worker, or to some; from here on the call is pending.
+
+        Args:
+            kind: Of the requests.
+            command: As messages name the call.
+            prepared: From `prepare`, one for each worker.
+            seq: A number that was already given to the call.
+            buffer: Which buffer the workers write.
+            workers: Which workers, if not all.
+        """
+        seq = seq or self.next_seq()
+        chosen = range(len(self.workers)) if workers is None else workers
+        call = PendingCall(seq, command, buffer, chosen, self.loop.create_future())
+        self._calls[seq] = call
+        try:
+            for index in chosen:
+                worker = self.workers[index]
+                if worker.alive:
+                    worker.post(kind, seq, buffer, prepared[index])
+                else:
+                    death = WorkerDied(list(worker.env_ids), worker.pid, worker.exitcode, call.command, "")
+                    self._fail(call, worker.index, death)
+        except BaseException:  # a Ctrl-C in the middle of an env that lives in this process
+            self._forget(call)
+            for env_index in self._env_ids[0]:
+                self.states.break_(env_index, "was interrupted")
+            raise
+        return call
+
+    async def answered(self, call: PendingCall) -> list[Any]:
+        """Waits for a call and reads its replies, in the order of its workers.
+
+        Raises:
+            WorkerDied: At once, if one of the workers died.
+            asyncio.CancelledError: The call goes on in the workers; tell `states` what that means.
+        """
+        await call.future
+        if call.deaths:
+            raise call.deaths[0]
+        payloads = [call.payloads[index] for index in sorted(call.payloads)]
+        unpack = self.workers[0].unpack
+        if call.is_large:
+            return await anyio.to_thread.run_sync(lambda: [unpack(payload) for payload in payloads])
+        return [unpack(payload) for payload in payloads]
+
+    def abandon(self, call: PendingCall) -> None:
+        """The task that waited for a batch is gone: what is not answered yet is owed, the rest is idle."""
+        call.is_abandoned = True
+        answered = [env_index for index in call.payloads for env_index in self.workers[index].env_ids]
+        self.states.abandon(call.seq, answered if call.deaths else ())
+
+    def drop(self, call: PendingCall) -> None:
+        """Nobody will ask for the answer: its buffer goes back once no worker writes there any more."""
+        call.is_dropped = True
+        if not call.missing:
+            self._forget(call)
+
+    def done(self, call: PendingCall) -> None:
+        """The answer was taken, and its buffer is the caller's."""
+        self._calls.pop(call.seq, None)
+
+    def drop_unowed(self) -> None:
+        """Drops the calls that were cancelled, and whose envs have all been reset since."""
+        for call in list(self._calls.values()):
+            if call.is_abandoned and not self.states.is_owed_to(call.seq):
+                self.drop(call)
+
+    def _forget(self, call: PendingCall) -> None:
+        self._calls.pop(call.seq, None)
+        if self.ring is not None:
+            self.ring.give_back(call.buffer)
+
+    def _replied(self, index: int, frame: Frame) -> None:
+        call = self._calls.get(frame.seq)
+        if call is None or index not in call.missing:
+            return  # the pool was closed meanwhile, or the worker counts as dead
+        call.payloads[index] = frame.payload
+        call.missing.discard(index)
+        if call.missing:
+            return
+        if call.is_dropped:
+            self._forget(call)
+        elif not call.future.done():
+            call.future.set_result(None)
+
+    def _died(self, index: int, death: WorkerDied) -> None:
+        """Tells every call that waits for this worker; its envs need a reset."""
+        for env_index in self.workers[index].env_ids:
+            self.states.break_(env_index, "lost its worker")
+        for call in list(self._calls.values()):
+            if index in call.missing:
+                facts = (list(death.env_ids), death.pid, death.exitcode, call.command, death.stderr)
+                self._fail(call, index, WorkerDied(*facts))
+
+    def _fail(self, call: PendingCall, index: int, death: WorkerDied) -> None:
+        call.missing.discard(index)
+        call.deaths.append(death)
+        if not call.future.done():
+            call.future.set_result(None)
+        elif call.is_dropped and not call.missing:
+            self._forget(call)
+
+    # ---- end
+
+    async def close(self, grace: float, ask: bool) -> list[Any]:
+        """Ends every worker within some `grace` seconds: asked, then SIGTERM, then SIGKILL.
+
+        Args:
+            grace: How long to wait for each of the first two.
+            ask: Whether to let the envs close at all.
+
+        Returns:
+            The replies of the workers that closed their envs.
+        """
+        replies: list[Any] = []
+        if ask and any(worker.alive for worker in self.workers):
+            alive = [worker.index for worker in self.workers if worker.alive]
+            call = self.post(FrameKind.CLOSE, "close", [worker.prepare(None) for worker in self.workers], workers=alive)
+            for worker in self.workers:
+                worker.alive = False  # its end is expected from here on
+            await asyncio.wait([call.future], timeout=grace)
+            replies = [self.workers[index].unpack(payload) for index, payload in call.payloads.items()]
+            await self._ended(grace)
+            if any(not worker.ended.is_set() for worker in self.workers):
+                for worker in self.workers:
+                    worker.signal(signal.SIGTERM)
+                await self._ended(grace)
+        for worker in self.workers:
+            if not worker.ended.is_set():
+                worker.kill()
+        for worker in self.workers:
+            if isinstance(worker, InProcessWorker):
+                worker.release()
+        await self._ended(None)
+        self._release()
+        await asyncio.sleep(0)  # transports close their sockets in the loop's next turn
+        return replies
+
+    async def _ended(self, timeout: float | None) -> None:
+        waiting = [asyncio.ensure_future(worker.ended.wait()) for worker in self.workers if not worker.ended.is_set()]
+        if waiting:
+            try:
+                await asyncio.wait(waiting, timeout=timeout)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def terminate(self) -> None:
+        """Ends every worker now, from anywhere, also without a loop."""
+        for worker in self.workers:
+            if not worker.ended.is_set():
+                worker.release_without_loop()
+        self._release()
+
+    def _release(self) -> None:
+        if self._slab_fd >= 0:
+            os.close(self._slab_fd)
+            self._slab_fd = -1
+        self.slab = self.ring = None
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            if not call.future.done() and not self.loop.is_closed():
+                call.future.set_exception(ClosedEnvironmentError(f"{call.command}()"))
+

@@ -1,0 +1,134 @@
+"""The start in two phases: workers build their envs and tell the spaces, the parent sizes the slab, workers map it.
+
+Exactly `num_envs` constructions, none of them in the parent, all workers side by side. Whatever fails or is
+cancelled on the way, nothing is left of what had been started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio.to_thread
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+from aiovec.errors import EnvTimeoutError
+from aiovec.exchange import pickles
+from aiovec.exchange.failures import as_one_exception, restore
+from aiovec.exchange.frames import FrameKind
+from aiovec.exchange.layout import Layout
+from aiovec.exchange.messages import BuildReply, BuildRequest, MapRequest
+from aiovec.exchange.slab import Geometry
+from aiovec.pool.pool import PendingCall, Pool, split_envs
+from aiovec.pool.ring import LENT_FROM_NBYTES
+from aiovec.pool.spaces import ObservationMode, VectorSpaces, vector_spaces
+
+__all__ = ["EnvFn", "Started", "StartPlan", "start"]
+
+EnvFn = Callable[[], gym.Env[Any, Any]]
+
+
+@dataclass(frozen=True)
+class StartPlan:
+    """What `AsyncVectorEnv` was built with."""
+
+    env_fns: tuple[EnvFn, ...]
+    num_workers: int
+    shared_memory: bool
+    copy: bool | None
+    observation_mode: ObservationMode
+    autoreset_mode: AutoresetMode
+    context: str | None
+    start_timeout: float
+    max_buffers: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """What is known after the start."""
+
+    pool: Pool
+    spaces: VectorSpaces
+    metadata: dict[str, Any]
+    render_mode: str | None
+
+
+async def start(plan: StartPlan) -> Started:
+    """Starts the workers of a vector.
+
+    Raises:
+        EnvTimeoutError: Not all envs were built within `start_timeout`; nothing is left.
+        SpaceMismatchError: Spaces that cannot be batched; nothing is left.
+        SlabMemoryError: No memory for the slab; nothing is left.
+        WorkerDied: A worker ended while it built its envs; nothing is left.
+        Exception: What an env's construction raised, or an `ExceptionGroup` of several; nothing is left.
+    """
+    pool = Pool(
+        asyncio.get_running_loop(), len(plan.env_fns), plan.num_workers, plan.context, plan.shared_memory
+    )
+    building: PendingCall | None = None
+    try:
+        env_fns = await _travelling(plan)
+        async with asyncio.timeout(plan.start_timeout):
+            await pool.start_workers()
+            requests = [
+                BuildRequest(ids, env_fns[ids.start : ids.stop], plan.autoreset_mode)
+                for ids in split_envs(len(env_fns), len(pool.workers))
+            ]
+            building = pool.post(FrameKind.BUILD, "build", pool.prepare(requests))
+            replies: list[BuildReply] = await pool.answered(building)
+            pool.done(building)
+            failed = [restore(record) for reply in replies for record in reply.failures]
+            if failed:
+                raise as_one_exception("build", failed)
+            facts = [fact for reply in replies for fact in reply.spaces]
+            spaces = vector_spaces(plan.observation_mode, len(plan.env_fns), facts)
+            await _map(pool, plan, spaces)
+        return Started(
+            pool,
+            spaces,
+            {**replies[0].metadata, "autoreset_mode": plan.autoreset_mode},
+            replies[0].render_mode,
+        )
+    except BaseException as error:
+        late = [i for w in building.missing for i in pool.workers[w].env_ids] if building is not None else []
+        pool.terminate()
+        if isinstance(error, TimeoutError) and late and not isinstance(error, EnvTimeoutError):
+            raise EnvTimeoutError(sorted(late), "build", plan.start_timeout) from None
+        raise
+
+
+async def _travelling(plan: StartPlan) -> tuple[Any, ...]:
+    """The env_fns as they travel: the same function is pickled once, and in a thread, since it may hold much."""
+    if plan.num_workers == 0:
+        return plan.env_fns
+
+    def pickled() -> tuple[bytes, ...]:
+        by_id: dict[int, bytes] = {}
+        for env_fn in plan.env_fns:
+            if id(env_fn) not in by_id:
+                by_id[id(env_fn)] = pickles.dumps_to_worker(env_fn)
+        return tuple(by_id[id(env_fn)] for env_fn in plan.env_fns)
+
+    return await anyio.to_thread.run_sync(pickled)
+
+
+async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> None:
+    observations = Layout(spaces.single_observation_space)
+    num_envs = len(plan.env_fns)
+    nbytes = observations.nbytes(num_envs)
+    lend = plan.copy is None and pool.shared and nbytes >= LENT_FROM_NBYTES
+    geometry = Geometry(num_envs, plan.max_buffers if lend else 1, observations, Layout(spaces.single_action_space))
+    await pool.map_slab(geometry, lend)
+    request = MapRequest(
+        num_envs, geometry.num_buffers, spaces.single_observation_space, spaces.single_action_space, pool.shared
+    )
+    messages: Sequence[MapRequest] = [request] * len(pool.workers)
+    mapping = pool.post(FrameKind.MAP, "map", pool.prepare(messages))
+    for refused in await pool.answered(mapping):
+        if refused is not None:
+            raise as_one_exception("map", [restore(record) for record in refused.failures[:1]])
+    pool.done(mapping)

@@ -1,0 +1,152 @@
+"""The states of envs, and every rule by which they change.
+
+    idle ──step, reset──▶ awaited ──answered──▶ idle
+                             │  │
+                             │  └──failed──▶ broken ──reset──▶ awaited
+                             └──cancelled──▶ owed ───reset──▶ awaited
+
+An illegal transition raises, and nothing happens. No I/O, no `await`, no other place that changes a state.
+Whole batches are the step path: they cost the same for 2 envs and for 4096.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from aiovec.errors import AlreadyPendingCallError, ResetNeeded
+
+__all__ = ["EnvState", "EnvStates"]
+
+_NEW = "not been reset yet"
+
+
+class EnvState(enum.IntEnum):
+    """What is true of one env."""
+
+    IDLE = 0
+    AWAITED = 1  # a live task waits for its answer
+    OWED = 2  # the task that waited was cancelled; the answer is there or not yet
+    BROKEN = 3  # it must be reset before it can step
+
+
+class EnvStates:
+    """The states of all envs of a vector; none of them has been reset yet.
+
+    Args:
+        num_envs: How many.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self._states = np.full(num_envs, EnvState.BROKEN, dtype=np.uint8)
+        self._reasons = dict.fromkeys(range(num_envs), _NEW)
+        self._callers = np.zeros(num_envs, dtype=np.int64)  # the number of the call that has or had each env
+        self._all_idle = False
+        self._caller_of_all = 0  # the number of a call that has all envs, else 0
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{np.count_nonzero(self._states == state)} {state.name.lower()}" for state in EnvState)
+        return f"<EnvStates {counts}>"
+
+    def of(self, env_index: int) -> EnvState:
+        """The state of one env."""
+        return EnvState(self._states[env_index])
+
+    def begin_step(self, seq: int, command: str) -> None:
+        """All envs: idle → awaited.
+
+        Raises:
+            AlreadyPendingCallError: Some are awaited or owed.
+            ResetNeeded: Some are broken.
+        """
+        if not self._all_idle:
+            self._refuse_busy(command, (EnvState.AWAITED, EnvState.OWED), None)
+            self._refuse_broken(command)
+        self._begin_all(seq)
+
+    def begin_reset(self, seq: int, command: str, env_ids: Sequence[int] | None) -> None:
+        """All envs, or some: idle, owed or broken → awaited. What is owed to them is thereby discarded.
+
+        Raises:
+            AlreadyPendingCallError: Some are awaited.
+        """
+        self._refuse_busy(command, (EnvState.AWAITED,), env_ids)
+        if env_ids is None:
+            self._reasons.clear()
+            self._begin_all(seq)
+            return
+        self._all_idle = False
+        self._caller_of_all = 0
+        self._states[env_ids] = EnvState.AWAITED
+        self._callers[env_ids] = seq
+        for env_index in env_ids:
+            self._reasons.pop(env_index, None)
+
+    def check_repeatable(self, command: str, env_ids: Sequence[int]) -> None:
+        """Refuses envs that are busy or have no observation yet, where a call repeats their last one."""
+        self._refuse_busy(command, (EnvState.AWAITED, EnvState.OWED), env_ids)
+        unknown = [index for index in env_ids if self._reasons.get(index) == _NEW]
+        if unknown:
+            raise ResetNeeded(command, unknown, "are not in the reset_mask, but have not been reset yet")
+
+    def settle(self, seq: int, failed: Mapping[int, str]) -> None:
+        """The answer was taken: awaited → idle, and the `failed` ones → broken, with why a reset is needed."""
+        if self._caller_of_all == seq and not failed:
+            self._states.fill(EnvState.IDLE)
+            self._all_idle = True
+            return
+        self._states[self._mine(seq, EnvState.AWAITED)] = EnvState.IDLE
+        for env_index, reason in failed.items():
+            if self._callers[env_index] == seq:
+                self.break_(env_index, reason)
+        self._all_idle = not self._states.any()
+
+    def abandon(self, seq: int, answered: Sequence[int] = ()) -> None:
+        """The waiting task is gone: awaited → owed, and those that count as answered → idle."""
+        mine = self._mine(seq, EnvState.AWAITED)
+        self._states[mine] = EnvState.OWED
+        for env_index in answered:
+            if mine[env_index]:
+                self._states[env_index] = EnvState.IDLE
+
+    def break_(self, env_index: int, reason: str) -> None:
+        """One env → broken, whatever it was."""
+        self._states[env_index] = EnvState.BROKEN
+        self._reasons[env_index] = reason
+        self._all_idle = False
+
+    def is_owed_to(self, seq: int) -> bool:
+        """Whether any env is still owed to this call."""
+        return bool(self._mine(seq, EnvState.OWED).any())
+
+    def _mine(self, seq: int, state: EnvState) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        return (self._callers == seq) & (self._states == state)
+
+    def _begin_all(self, seq: int) -> None:
+        self._states.fill(EnvState.AWAITED)
+        self._callers.fill(seq)
+        self._caller_of_all = seq
+        self._all_idle = False
+
+    def _refuse_busy(self, command: str, states: tuple[EnvState, ...], env_ids: Sequence[int] | None) -> None:
+        if self._all_idle:
+            return
+        busy = np.isin(self._states, states)
+        if env_ids is not None:
+            chosen = np.zeros_like(busy)
+            chosen[env_ids] = True
+            busy &= chosen
+        if busy.any():
+            ids = np.flatnonzero(busy)
+            awaited = ids[self._states[ids] == EnvState.AWAITED]
+            owed = not len(awaited)
+            raise AlreadyPendingCallError(command, (ids if owed else awaited).tolist(), owed)
+
+    def _refuse_broken(self, command: str) -> None:
+        broken = np.flatnonzero(self._states == EnvState.BROKEN).tolist()
+        if broken:
+            reason = self._reasons[broken[0]]
+            same = [index for index in broken if self._reasons[index] == reason]
+            raise ResetNeeded(command, same, f"{'has' if len(same) == 1 else 'have'} {reason}" if reason == _NEW else reason)

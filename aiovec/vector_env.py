@@ -1,0 +1,573 @@
+"""`AsyncVectorEnv`: who is asked, and how the answers become a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from itertools import chain
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode
+
+from aiovec.arguments import check_plan, env_ids_of, reset_targets
+from aiovec.errors import ClosedEnvironmentError, NotStartedError, WrongLoopError
+from aiovec.exchange import infos as infos_
+from aiovec.exchange.actions import ActionWriter
+from aiovec.exchange.failures import as_one_exception, restore
+from aiovec.exchange.frames import FrameKind
+from aiovec.exchange.messages import BatchReply, CallReply, CallRequest, ResetRequest, SetAttrRequest
+from aiovec.exchange.slab import Buffer
+from aiovec.pool.pool import PendingCall, Pool
+from aiovec.pool.ring import HOME, Ring
+from aiovec.pool.spaces import ObservationMode
+from aiovec.pool.start import EnvFn, Started, start
+
+__all__ = ["AsyncVectorEnv", "StepResult"]
+
+StepResult = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
+
+
+class AsyncVectorEnv:
+    """Many environments, stepped at once in worker processes, under `await`.
+
+    Building it starts nothing. `async with`, `await envs`, or the first `await envs.reset()` starts the
+    workers, which build the envs: exactly as many as there are `env_fns`, none of them in this process. It
+    belongs to the event loop that started it.
+
+    What `reset` and `step` return equals Gymnasium 1.4's `SyncVectorEnv`, step for step. It is yours: it never
+    changes later, whatever you keep of it. Small observations are copied; large ones (64 KiB a batch and more)
+    are lent from the shared memory, which is used again only once the last array or tensor over it is gone.
+
+    Args:
+        env_fns: A function for each env that builds it. They travel by cloudpickle, so lambdas and classes of
+            a script or a notebook work, without a guard around ``__main__``.
+        num_workers: How many processes share the envs, in contiguous rows. `None`: one for each usable CPU,
+            at most one an env. 0: none, the envs live and run in this process, on the loop's thread.
+        shared_memory: Whether observations, actions, rewards and flags travel in memory that the workers
+            share with this process. Without it they are pickled.
+        copy: `True`: observations are always copied. `False`: they are views that hold until the next
+            `reset` or `step`. `None`: small ones are copied, large ones lent.
+        observation_mode: ``"same"``: all envs have one observation space. ``"different"``: bounds may differ.
+            A pair `(observation_space, single_observation_space)`: these are used as they are.
+        autoreset_mode: Gymnasium's; also by name, such as ``"SameStep"``.
+        context: `None`: workers are fresh interpreters. ``"fork"``, ``"forkserver"``, ``"spawn"``: they are
+            started by `multiprocessing`.
+        start_timeout: Seconds for the whole start.
+        close_grace: Seconds that `close` waits before it goes from asking to SIGTERM, and on to SIGKILL.
+        max_buffers: How many batches of large observations the shared memory holds; when all are lent,
+            further ones are copied.
+
+    Raises:
+        ValueError: An argument is out of its range; the message names it.
+        TypeError: An argument is of a wrong type.
+    """
+
+    spec: EnvSpec | None = None
+
+    def __init__(
+        self,
+        env_fns: Sequence[EnvFn],
+        *,
+        num_workers: int | None = None,
+        shared_memory: bool = True,
+        copy: bool | None = None,
+        observation_mode: ObservationMode = "same",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        context: Literal["fork", "forkserver", "spawn"] | None = None,
+        start_timeout: float = 60,
+        close_grace: float = 3,
+        max_buffers: int = 4,
+    ) -> None:
+        self._closed = False
+        self._started: Started | None = None
+        self._start_task: asyncio.Task[Started] | None = None
+        self._start_waiters = 0
+        self._close_task: asyncio.Task[None] | None = None
+        self._plan = check_plan(
+            env_fns,
+            num_workers,
+            shared_memory,
+            copy,
+            observation_mode,
+            autoreset_mode,
+            context,
+            start_timeout,
+            close_grace,
+            max_buffers,
+        )
+        self._close_grace = close_grace
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._num_envs = len(self._plan.env_fns)
+        self._waits_for_reset = self._plan.autoreset_mode is AutoresetMode.DISABLED
+
+    # ---- what it is
+
+    def __repr__(self) -> str:
+        name = f"{self.spec.id}, " if self.spec is not None else ""
+        state = "closed" if self._closed else "started" if self._started is not None else "not started"
+        return f"{type(self).__name__}({name}num_envs={self._num_envs}, num_workers={self.num_workers}, {state})"
+
+    def __len__(self) -> int:
+        return self._num_envs
+
+    @property
+    def num_envs(self) -> int:
+        """How many envs; known before the start."""
+        return self._num_envs
+
+    @property
+    def num_workers(self) -> int:
+        """How many worker processes; known before the start."""
+        return self._plan.num_workers
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` or `terminate` was called."""
+        return self._closed
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Of the first env, and the `autoreset_mode`; a new dict each time."""
+        return dict(self._known("metadata").metadata)
+
+    @property
+    def render_mode(self) -> str | None:
+        """Of the first env."""
+        return self._known("render_mode").render_mode
+
+    @property
+    def single_observation_space(self) -> gym.Space[Any]:
+        """Of one env."""
+        return self._known("single_observation_space").spaces.single_observation_space
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Of a batch of all envs."""
+        return self._known("observation_space").spaces.observation_space
+
+    @property
+    def single_action_space(self) -> gym.Space[Any]:
+        """Of one env."""
+        return self._known("single_action_space").spaces.single_action_space
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Of a batch of all envs."""
+        return self._known("action_space").spaces.action_space
+
+    def _known(self, name: str) -> Started:
+        if self._started is None:
+            raise NotStartedError(name)
+        return self._started
+
+    # ---- lifetime
+
+    async def __aenter__(self) -> Self:
+        return await self._start("async with")
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Starts the workers, if they are not; gives the vector itself."""
+        return self._start("await").__await__()
+
+    async def _start(self, command: str) -> Self:
+        """One start for all tasks that ask; it is cancelled when all of them are."""
+        if self._closed:
+            raise ClosedEnvironmentError(command)
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError(command)
+        if self._started is not None:
+            return self
+        if self._start_task is None:
+            self._loop = asyncio.get_running_loop()
+            self._start_task = self._loop.create_task(start(self._plan), name="aiovec start")
+        task = self._start_task
+        self._start_waiters += 1
+        try:
+            started = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if self._start_waiters == 1 and not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+            if self._closed and not task.cancelled():
+                raise ClosedEnvironmentError(command) from None
+            raise
+        finally:
+            self._start_waiters -= 1
+            if task.done() and self._start_task is task:
+                self._start_task = None
+                if task.cancelled() or task.exception() is not None:
+                    self._loop = None  # a failed start leaves nothing: it may be tried again, in any loop
+        if self._started is None:
+            self._take(started)
+        return self
+
+    def _take(self, started: Started) -> None:
+        pool = started.pool
+        assert pool.slab is not None and pool.ring is not None  # noqa: S101
+        geometry = pool.slab.geometry
+        self._layout = geometry.observations
+        self._actions = ActionWriter(started.spaces.single_action_space, self._num_envs)
+        if pool.shared:
+            self._actions.map(pool.slab.action_arrays())
+        self._ring: Ring = pool.ring
+        self._buffers: list[Buffer] = [pool.slab.buffer(index) for index in range(geometry.num_buffers)]
+        self._started = started
+
+    async def close(self, *, terminate: bool = False) -> None:
+        """Closes the envs and ends the workers; everything is freed when it returns or raises.
+
+        Idempotent; callers at the same time share one close. A cancelled caller still sees the end, which is
+        bounded by `close_grace`, and then raises its own cancellation.
+
+        Args:
+            terminate: End the workers at once, without letting the envs close.
+
+        Raises:
+            Exception: What an env's `close` raised, or an `ExceptionGroup` of several.
+        """
+        if self._close_task is None:
+            if self._closed:
+                return
+            if self._loop is None:
+                self._closed = True
+                return
+            if asyncio.get_running_loop() is not self._loop:
+                raise WrongLoopError("close()")
+            self._closed = True
+            self._close_task = self._loop.create_task(self._close(ask=not terminate), name="aiovec close")
+        elif self._close_task.done():
+            return
+        task, cancelled = self._close_task, None
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as error:
+                cancelled = error
+            except BaseException:  # noqa: BLE001  told below, by the task itself
+                break
+        if cancelled is not None:
+            if not task.cancelled():
+                task.exception()  # the caller's own cancellation goes first
+            raise cancelled
+        task.result()
+
+    aclose = close
+
+    async def _close(self, *, ask: bool) -> None:
+        if self._start_task is not None:
+            self._start_task.cancel()
+            await asyncio.wait([self._start_task])
+        if self._started is None:
+            return
+        try:
+            replies: list[CallReply] = await self._started.pool.close(self._close_grace, ask)
+        except BaseException:
+            self._started.pool.terminate()
+            raise
+        failed = [restore(record) for reply in replies for record in reply.failures]
+        if failed:
+            raise as_one_exception("close", failed)
+
+    def terminate(self) -> None:
+        """Ends the workers at once and frees everything, without `await`: from any place, also after the loop."""
+        self._closed = True
+        if self._start_task is not None and self._loop is not None and not self._loop.is_closed():
+            self._start_task.cancel()
+        if self._started is not None:
+            self._started.pool.terminate()
+
+    def __del__(self) -> None:
+        if getattr(self, "_started", None) is None or self._closed:
+            return
+        warnings.warn(
+            f"{self!r} was never closed: use `async with`, or `await envs.close()`", ResourceWarning, source=self
+        )
+        self.terminate()
+
+    def _ready(self, command: str) -> Pool:
+        """The pool, if this call may be made here and now."""
+        if self._closed:
+            raise ClosedEnvironmentError(command)
+        if self._started is None:
+            raise NotStartedError(command)
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError(command)
+        return self._started.pool
+
+    # ---- reset and step
+
+    async def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+        env_ids: Sequence[int] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Resets all envs, or some; starts the workers if they are not.
+
+        Args:
+            seed: `None`: none. An int: env i gets `seed + i`. A sequence: one for each env that is reset;
+                with a `reset_mask` one for each env of the vector.
+            options: For the envs' own `reset`. ``options["reset_mask"]``, an array `[num_envs]` of bool,
+                is taken by the vector, as in Gymnasium: only those envs are reset, and the rows of the
+                others repeat their last observation. The dict itself is not changed.
+            env_ids: Only these envs, which may be owed or failed; the result has their rows, in this order.
+
+        Returns:
+            `observations`, batched as `observation_space` says, and `infos`. They are yours.
+
+        Raises:
+            AlreadyPendingCallError: Another task awaits some of the envs; nothing was changed.
+            ResetNeeded: An env outside of the mask was never reset; nothing was changed.
+            WorkerDied: A worker ended. Its envs are lost; the others are as before, or owed.
+            Exception: What an env's `reset` raised, or an `ExceptionGroup` of several. These envs need
+                another reset, the others were reset.
+        """
+        if not self._closed and self._started is None:
+            await self._start("reset()")
+        pool = self._ready("reset()")
+        target = reset_targets(self._num_envs, seed, options, env_ids)
+        requests: list[ResetRequest | None] = [target.request(worker.env_ids) for worker in pool.workers]
+        prepared = pool.prepare(requests)
+        asked = [index for index, request in enumerate(requests) if request is not None]
+        if target.unmasked:
+            pool.states.check_repeatable("reset", target.unmasked)
+        seq = pool.next_seq()
+        # With a mask all rows are answered, but only the masked envs change their state.
+        pool.states.begin_reset(seq, "reset", target.reset_ids)
+        pool.drop_unowed()
+        buffer = HOME if env_ids is not None else self._ring.take()
+        call = pool.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, workers=asked)
+        replies = await self._replies(pool, call)
+        self._receive(pool, asked, replies, self._buffers[buffer], target.env_ids)
+        self._settle(pool, call, replies)
+        if env_ids is None:
+            return self._observations(pool, call, replies), self._infos(pool, replies)
+        return self._rows(target.env_ids, pool, asked, replies)
+
+    async def step(self, actions: Any) -> StepResult:
+        """Steps every env once.
+
+        Args:
+            actions: A batch, as `action_space` says: for `Discrete` `[num_envs]`, for `Box`
+                `[num_envs, *shape]`, nested for `Dict` and `Tuple`. Arrays, or lists. Each env receives what
+                `gymnasium.vector.utils.iterate` gives it. Taken before the first `await`.
+
+        Returns:
+            `observations`, batched as `observation_space` says; `rewards` `[num_envs]`, float64;
+            `terminations` and `truncations` `[num_envs]`, bool; `infos`, Gymnasium's dict of arrays with
+            ``_key`` masks. All of them are yours.
+
+        Raises:
+            InvalidActionsError: The actions do not fit `action_space`; no env was stepped.
+            AlreadyPendingCallError: An env is awaited by another task, or owed; no env was stepped.
+            ResetNeeded: An env failed, was never reset, or under DISABLED ended its episode; no env was
+                stepped.
+            WorkerDied: A worker ended. Its envs are lost; what had not answered yet is owed.
+            Exception: What an env's `step` raised, or an `ExceptionGroup` of several. These envs need a
+                reset, the others were stepped.
+            asyncio.CancelledError: The envs go on with the step, and their answer is owed: `reset` discards
+                it.
+        """
+        pool = self._ready("step()")
+        seq = pool.next_seq()
+        pool.states.begin_step(seq, "step")
+        try:
+            rows = self._actions.write(actions)
+            prepared = pool.step_requests(rows)
+        except BaseException:
+            pool.states.settle(seq, {})  # nothing was sent: all are idle, as they were
+            raise
+        call = pool.post(FrameKind.STEP, "step", prepared, seq=seq, buffer=self._ring.take())
+        replies = await self._replies(pool, call)
+        buffer = self._buffers[call.buffer]
+        if not pool.shared:
+            self._receive(pool, range(len(pool.workers)), replies, buffer, range(self._num_envs))
+        rewards, terminations, truncations = (
+            buffer.rewards.copy(),
+            buffer.terminations.copy(),
+            buffer.truncations.copy(),
+        )
+        self._settle(pool, call, replies, terminations | truncations if self._waits_for_reset else None)
+        return self._observations(pool, call, replies), rewards, terminations, truncations, self._infos(pool, replies)
+
+    async def _replies(self, pool: Pool, call: PendingCall) -> list[BatchReply | None]:
+        try:
+            return await pool.answered(call)
+        except BaseException:
+            pool.abandon(call)
+            raise
+
+    def _settle(
+        self,
+        pool: Pool,
+        call: PendingCall,
+        replies: list[BatchReply | None],
+        ended: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Takes an answer: states, and the failures of envs raised."""
+        pool.done(call)
+        broken: dict[int, str] = {}
+        if ended is not None:
+            broken = dict.fromkeys(np.flatnonzero(ended).tolist(), "ended its episode, and autoreset is disabled")
+        records = [record for reply in replies if reply is not None for record in reply.failures]
+        for record in records:
+            broken[record.env_index] = f"failed in {record.command}"
+        pool.states.settle(call.seq, broken)
+        if records:
+            self._ring.give_back(call.buffer)
+            raise as_one_exception(call.command, [restore(record) for record in records])
+
+    # ---- how answers become a batch
+
+    def _receive(
+        self,
+        pool: Pool,
+        asked: Sequence[int],
+        replies: list[BatchReply | None],
+        buffer: Buffer,
+        env_ids: Sequence[int],
+    ) -> None:
+        """Without shared memory the rows come in the replies, and those of the answered envs are taken."""
+        for index, reply in zip(asked, replies, strict=True):
+            if reply is not None and reply.arrays:
+                own = pool.workers[index].env_ids
+                taken = [env_index for env_index in env_ids if env_index in own]
+                rows = [env_index - own.start for env_index in taken]
+                for array, sent in zip(buffer.arrays(), reply.arrays, strict=True):
+                    array[taken] = sent[rows]
+
+    def _observations(self, pool: Pool, call: PendingCall, replies: list[BatchReply | None]) -> Any:
+        """The observations of a whole batch, theirs to keep who asked."""
+        arrays: list[npt.NDArray[Any]]
+        if call.buffer != HOME:
+            arrays = self._ring.lend(call.buffer)
+        elif self._plan.copy is False:
+            arrays = self._buffers[HOME].observations
+        else:
+            arrays = [array.copy() for array in self._buffers[HOME].observations]
+        if not self._layout.dynamic:
+            return self._layout.assemble(arrays)
+        by_worker = [reply.dynamic for reply in replies if reply is not None]
+        return self._layout.assemble(arrays, [list(chain.from_iterable(parts)) for parts in zip(*by_worker, strict=True)])
+
+    def _infos(self, pool: Pool, replies: list[BatchReply | None]) -> dict[str, Any]:
+        parts = [
+            (worker.env_ids, reply.infos)
+            for worker, reply in zip(pool.workers, replies, strict=True)
+            if reply is not None and reply.infos
+        ]
+        return infos_.merge(parts, self._num_envs) if parts else {}
+
+    def _rows(
+        self, env_ids: list[int], pool: Pool, asked: list[int], replies: list[BatchReply | None]
+    ) -> tuple[Any, dict[str, Any]]:
+        """The rows of some envs, in their order."""
+        position = {env_index: row for row, env_index in enumerate(env_ids)}
+        dynamic: list[list[Any]] = [[None] * len(env_ids) for _ in self._layout.dynamic]
+        parts = []
+        for index, reply in zip(asked, replies, strict=True):
+            if reply is None:
+                continue
+            own = pool.workers[index].env_ids
+            answered = [env_index for env_index in env_ids if env_index in own]
+            for column, values in zip(dynamic, reply.dynamic, strict=True):
+                for env_index, value in zip(answered, values, strict=True):
+                    column[position[env_index]] = value
+            if reply.infos:
+                parts.append(([position[i] for i in sorted(answered)], infos_.renumber(reply.infos, position)))
+        arrays = [array[env_ids] for array in self._buffers[HOME].observations]
+        return self._layout.assemble(arrays, dynamic), infos_.merge(parts, len(env_ids)) if parts else {}
+
+    # ---- calls
+
+    async def call(self, name: str, /, *args: Any, env_ids: Sequence[int] | None = None, **kwargs: Any) -> tuple[Any, ...]:
+        """Calls a method of each env, or of some, through their wrappers.
+
+        Any task may call at any time: the call is served in order, behind what its workers are doing.
+
+        Args:
+            name: The method; where it is an attribute that is not callable, its value is the result.
+            *args: For the method.
+            env_ids: Only these envs; the results are in this order.
+            **kwargs: For the method.
+
+        Returns:
+            One result an env.
+
+        Raises:
+            WorkerDied: A worker ended meanwhile.
+            Exception: What an env's method raised, or an `ExceptionGroup` of several; the others ran.
+        """
+        return await self._call(FrameKind.CALL, name, env_ids, lambda rows, _ids: CallRequest(rows, name, args, kwargs))
+
+    async def get_attr(self, name: str, *, env_ids: Sequence[int] | None = None) -> tuple[Any, ...]:
+        """An attribute of each env, or of some; as in Gymnasium, a callable one is called."""
+        return await self.call(name, env_ids=env_ids)
+
+    async def set_attr(self, name: str, values: Any, *, env_ids: Sequence[int] | None = None) -> None:
+        """Sets an attribute of each env, or of some, through their wrappers.
+
+        Args:
+            name: The attribute.
+            values: A list or tuple has one value an env; anything else is set for all.
+            env_ids: Only these envs.
+        """
+        ids = range(self._num_envs) if env_ids is None else env_ids_of(self._num_envs, env_ids)
+        if not isinstance(values, (list, tuple)):
+            values = [values] * len(ids)
+        if len(values) != len(ids):
+            raise ValueError(f"values has length {len(values)}, but {len(ids)} envs: one value each, or a single one")
+        by_env = dict(zip(ids, values, strict=True))
+        await self._call(
+            FrameKind.SET_ATTR,
+            f"set_attr({name!r})",
+            env_ids,
+            lambda rows, chosen: SetAttrRequest(rows, name, [by_env[env_index] for env_index in chosen]),
+        )
+
+    async def render(self, *, env_ids: Sequence[int] | None = None) -> tuple[Any, ...]:
+        """What each env, or some, render: one frame an env, as its `render` gives it."""
+        return await self.call("render", env_ids=env_ids)
+
+    async def _call(
+        self,
+        kind: FrameKind,
+        name: str,
+        env_ids: Sequence[int] | None,
+        request: Callable[[list[int] | None, Sequence[int]], CallRequest | SetAttrRequest],
+    ) -> tuple[Any, ...]:
+        pool = self._ready(f"{name}()")
+        ids = range(self._num_envs) if env_ids is None else env_ids_of(self._num_envs, env_ids)
+        messages: list[CallRequest | SetAttrRequest | None] = []
+        by_worker: list[list[int]] = []
+        for worker in pool.workers:
+            chosen = [env_index for env_index in ids if env_index in worker.env_ids]
+            by_worker.append(chosen)
+            messages.append(request([i - worker.env_ids.start for i in chosen], chosen) if chosen else None)
+        asked = [index for index, message in enumerate(messages) if message is not None]
+        call = pool.post(kind, name, pool.prepare(messages), workers=asked)
+        try:
+            replies: list[CallReply] = await pool.answered(call)
+        except BaseException:
+            pool.drop(call)
+            raise
+        pool.done(call)
+        records = [record for reply in replies for record in reply.failures]
+        if records:
+            raise as_one_exception(name, [restore(record) for record in records])
+        results: dict[int, Any] = {}
+        for index, reply in zip(asked, replies, strict=True):
+            results.update(zip(by_worker[index], reply.results, strict=True))
+        return tuple(results[env_index] for env_index in ids)

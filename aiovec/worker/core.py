@@ -1,0 +1,126 @@
+"""One worker as its requests see it: the envs, its rows of the slab, and who does what.
+
+The same object serves behind a socket in a process of its own, and in the parent's process for
+`num_workers=0`: requests in, replies out, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aiovec.exchange.actions import ActionReader
+from aiovec.exchange.layout import Layout
+from aiovec.exchange.messages import (
+    BatchReply,
+    BuildReply,
+    BuildRequest,
+    CallReply,
+    CallRequest,
+    MapRequest,
+    ResetRequest,
+    SetAttrRequest,
+)
+from aiovec.exchange.slab import Geometry, Slab
+from aiovec.worker.host import Capture, EnvHost
+from aiovec.worker.rows import RowWriter
+
+__all__ = ["WorkerCore"]
+
+
+class WorkerCore:
+    """A worker without its connection.
+
+    Args:
+        capture: Turns an env's exception into what a reply bears.
+        slab: Gives the shared memory once its geometry is known.
+    """
+
+    def __init__(self, capture: Capture, slab: Callable[[Geometry], Slab]) -> None:
+        self._capture = capture
+        self._make_slab = slab
+        self._host: EnvHost | None = None
+        self._slab: Slab | None = None
+        self._rows = slice(0, 0)
+        self._writers: dict[int, RowWriter] = {}
+        self._observations: Layout | None = None
+        self._actions: ActionReader | None = None
+
+    @property
+    def host(self) -> EnvHost:
+        """The envs; there once `build` was asked."""
+        assert self._host is not None  # noqa: S101  the parent's order of requests, not a user's mistake
+        return self._host
+
+    @property
+    def env_ids(self) -> range:
+        """The envs of this worker; none before `build` was asked."""
+        return self._host.env_ids if self._host is not None else range(0)
+
+    def build(self, request: BuildRequest) -> BuildReply:
+        """Builds the envs."""
+        self._host = EnvHost(request, self._capture)
+        return self._host.build()
+
+    def map(self, request: MapRequest) -> None:
+        """Maps the slab and prepares the views that every step uses."""
+        observations, actions = Layout(request.observation_space), Layout(request.action_space)
+        ids = self.host.env_ids
+        self._observations = observations
+        if request.shared:
+            geometry = Geometry(request.num_envs, request.num_buffers, observations, actions)
+            self._slab, self._rows = self._make_slab(geometry), slice(ids.start, ids.stop)
+        else:
+            self._slab = Slab.private(Geometry(len(ids), request.num_buffers, observations, actions))
+            self._rows = slice(0, len(ids))
+        self._actions = ActionReader(actions, [array[self._rows] for array in self._slab.action_arrays()], len(ids))
+        self._writers.clear()
+        self.host.set_dynamic_columns(_dynamic_columns(observations) if observations.dynamic else None)
+
+    def step(self, buffer: int, actions: Sequence[Any] | None) -> BatchReply | None:
+        """Steps every env, with actions from the slab unless they are given."""
+        assert self._actions is not None  # noqa: S101
+        return self.host.step(self._actions.rows() if actions is None else actions, self._writer(buffer))
+
+    def reset(self, buffer: int, request: ResetRequest) -> BatchReply | None:
+        """Resets some envs."""
+        return self.host.reset(request, self._writer(buffer))
+
+    def call(self, request: CallRequest) -> CallReply:
+        """Calls a method of some envs."""
+        return self.host.call(request)
+
+    def set_attr(self, request: SetAttrRequest) -> CallReply:
+        """Sets an attribute of some envs."""
+        return self.host.set_attr(request)
+
+    def close(self) -> CallReply:
+        """Closes the envs that were built."""
+        return self._host.close() if self._host is not None else CallReply([], [])
+
+    def rows(self, buffer: int) -> list[Any]:
+        """The worker's rows of a buffer, to be sent where no memory is shared."""
+        return self._writer(buffer).arrays()
+
+    def _writer(self, buffer: int) -> RowWriter:
+        writer = self._writers.get(buffer)
+        if writer is None:
+            assert self._slab is not None and self._observations is not None  # noqa: S101
+            rows = self._slab.buffer(buffer).rows(self._rows)
+            writer = self._writers[buffer] = RowWriter(self._observations, rows, self.host.env_ids)
+        return writer
+
+
+def _dynamic_columns(layout: Layout) -> Callable[[Sequence[Any]], list[list[Any]]]:
+    def column(path: tuple[str | int, ...], observations: Sequence[Any]) -> list[Any]:
+        values: list[Any] = []
+        for observation in observations:
+            value = observation
+            for key in path:
+                if value is None:  # an env that never gave an observation; its failure is told
+                    break
+                value = value[key]
+            values.append(value)
+        return values
+
+    return lambda observations: [column(leaf.path, observations) for leaf in layout.dynamic]

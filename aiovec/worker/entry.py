@@ -1,0 +1,97 @@
+"""How a worker process begins: as a fresh interpreter, or as what `multiprocessing` started.
+
+Before anything heavy is imported it sees to it that this process, and what it will start, ends with the
+parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+
+from aiovec.worker.lifeline import hold_lifeline
+
+__all__ = ["THREAD_LIMITS", "run_forked", "run_interpreter"]
+
+# Read by OpenMP, OpenBLAS, MKL, Accelerate and numexpr when they are loaded. With one worker a core, more
+# than one thread each only takes turns.
+THREAD_LIMITS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+def run_interpreter() -> None:
+    """The whole life of a worker that is a fresh interpreter; its arguments are numbers in ``sys.argv``."""
+    connection_fd, lifeline_fd, slab_fd, parent_pid, look_again = map(int, sys.argv[1:6])
+    with socket.socket(fileno=os.dup(connection_fd)) as connection:
+        connection.setblocking(True)
+        # The parent's own sys.path, which may hold what no site file names. Until here only the standard
+        # library and aiovec were imported, so a user's signal.py could not shadow them.
+        sys.path[:] = _receive(connection, int.from_bytes(_receive(connection, 4), "little")).decode().split("\0")
+    _work(connection_fd, lifeline_fd, slab_fd, parent_pid, bool(look_again))
+    # Threads that an env left running, and the interpreter's own tear-down, must not keep the parent waiting.
+    os._exit(0)
+
+
+def run_forked(fds: tuple[int, ...], parent_pid: int, look_again: bool, foreign_fds: tuple[int, ...]) -> None:
+    """The whole life of a worker that `multiprocessing` started.
+
+    Args:
+        fds: Connection, lifeline, slab, stdout, stderr.
+        parent_pid: The process to end with.
+        look_again: See `aiovec.worker.serve`.
+        foreign_fds: What a fork copied of the parent's ends, this worker's and others': kept open here, they
+            would hide the parent's end from all of them.
+    """
+    signal.set_wakeup_fd(-1)  # a forked event loop would be woken by our signals
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for fd in foreign_fds:
+        os.close(fd)
+    connection_fd, lifeline_fd, slab_fd, stdout_fd, stderr_fd = fds
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for fd, standard in ((stdout_fd, 1), (stderr_fd, 2)):
+        os.dup2(fd, standard)
+        os.close(fd)
+    # In a notebook, or under pytest, the parent's stdout is no file: a fork has a copy of that.
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    _work(connection_fd, lifeline_fd, slab_fd, parent_pid, look_again)
+    os._exit(0)
+
+
+def _work(connection_fd: int, lifeline_fd: int, slab_fd: int, parent_pid: int, look_again: bool) -> None:
+    hold_lifeline(lifeline_fd, parent_pid)
+    for variable in THREAD_LIMITS:
+        os.environ.setdefault(variable, "1")
+    sys.breakpointhook = _no_debugger
+    from aiovec.worker.serve import serve  # heavy: numpy, gymnasium
+
+    # The parent may be gone, or have closed its end: then there is nobody left to tell.
+    with socket.socket(fileno=connection_fd) as connection, contextlib.suppress(ConnectionError):
+        connection.setblocking(True)
+        serve(connection, slab_fd, look_again)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _no_debugger(*_args: object, **_kwargs: object) -> None:
+    raise RuntimeError("breakpoint() in a worker has no terminal: use `num_workers=0` to debug an env")
+
+
+def _receive(connection: socket.socket, nbytes: int) -> bytes:
+    received = bytearray()
+    while len(received) < nbytes:
+        if not (chunk := connection.recv(nbytes - len(received))):
+            raise SystemExit(0)  # the parent gave up
+        received += chunk
+    return bytes(received)

@@ -1,0 +1,158 @@
+"""Writes what envs returned into a worker's rows of a buffer, never by a silent broadcast.
+
+The step path writes a whole column at once: one check, one copy for all rows. Only where that fails is each
+row looked at, to name the env, the leaf and both shapes, and to keep the rows of the envs that were right.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aiovec.errors import InvalidEnvResultError
+from aiovec.exchange.layout import Layout, Leaf
+from aiovec.exchange.slab import Buffer
+
+__all__ = ["RowWriter"]
+
+
+class RowWriter:
+    """One worker's rows of one buffer.
+
+    Args:
+        layout: Of one env's observation.
+        rows: The worker's rows.
+        env_ids: The envs they belong to.
+    """
+
+    def __init__(self, layout: Layout, rows: Buffer, env_ids: range) -> None:
+        self._layout = layout
+        self._rows = rows
+        self._env_ids = env_ids
+        self._columns = [_Column(leaf, array) for leaf, array in zip(layout.fixed, rows.observations, strict=True)]
+        count = len(env_ids)
+        self._pack_floats = struct.Struct(f"{count}d").pack_into
+        self._pack_flags = struct.Struct(f"{count}?").pack_into
+
+    def write_observations(self, observations: Sequence[Any]) -> dict[int, InvalidEnvResultError]:
+        """Writes one observation a row; the wrong ones are returned by row, and their rows hold nothing."""
+        try:
+            for column in self._columns:
+                column.write(column.leaf.column(observations))
+            for leaf in self._layout.dynamic:
+                leaf.column(observations)  # it has a value in every observation
+        except (ValueError, TypeError, KeyError, IndexError):
+            return self.write_some(range(len(observations)), observations)
+        return {}
+
+    def write_some(self, rows: Sequence[int], observations: Sequence[Any]) -> dict[int, InvalidEnvResultError]:
+        """Like `write_observations`, for some rows, each looked at by itself."""
+        errors: dict[int, InvalidEnvResultError] = {}
+        for row, observation in zip(rows, observations, strict=True):
+            try:
+                values = [_checked(leaf, observation, self._env_ids[row]) for leaf in self._layout.fixed]
+                for leaf in self._layout.dynamic:
+                    _value(leaf, observation, self._env_ids[row])
+            except InvalidEnvResultError as error:
+                errors[row] = error
+            else:
+                for column, value in zip(self._columns, values, strict=True):
+                    column.rows[row] = value
+        return errors
+
+    def write_outcomes(
+        self, rewards: Sequence[Any], terminations: Sequence[Any], truncations: Sequence[Any]
+    ) -> dict[int, InvalidEnvResultError]:
+        """Writes the other three columns; the wrong ones are returned by row."""
+        try:
+            self._pack_floats(self._rows.rewards, 0, *rewards)
+            self._pack_flags(self._rows.terminations, 0, *terminations)
+            self._pack_flags(self._rows.truncations, 0, *truncations)
+        except (struct.error, TypeError, ValueError):
+            return self._write_outcomes_by_row(rewards, terminations, truncations)
+        return {}
+
+    def _write_outcomes_by_row(
+        self, rewards: Sequence[Any], terminations: Sequence[Any], truncations: Sequence[Any]
+    ) -> dict[int, InvalidEnvResultError]:
+        errors: dict[int, InvalidEnvResultError] = {}
+        for row, (reward, terminated, truncated) in enumerate(zip(rewards, terminations, truncations, strict=True)):
+            for what, array, value in (
+                ("reward", self._rows.rewards, reward),
+                ("terminated", self._rows.terminations, terminated),
+                ("truncated", self._rows.truncations, truncated),
+            ):
+                try:
+                    array[row] = value
+                except (TypeError, ValueError):
+                    errors[row] = InvalidEnvResultError(
+                        self._env_ids[row], what, f"a scalar that fits {array.dtype}", _describe(value)
+                    )
+        return errors
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """The rows, for a reply where no memory is shared."""
+        return self._rows.arrays()
+
+
+class _Column:
+    """One leaf of all rows."""
+
+    def __init__(self, leaf: Leaf, rows: npt.NDArray[Any]) -> None:
+        self.leaf = leaf
+        self.rows = rows
+        self._count = len(rows)
+        self._length = leaf.shape[0] if leaf.shape else 0
+        # The rows end to end: joining observations along their first axis is the cheapest way to write many.
+        self._joined = rows.reshape(-1, *leaf.shape[1:]) if self._length else None
+
+    def write(self, values: Sequence[Any]) -> None:
+        """Raises `ValueError` or `TypeError` if any value does not fit; rows may then be half written."""
+        if self._joined is not None:
+            if list(map(len, values)).count(self._length) != self._count:
+                raise ValueError
+            # Checks all other dimensions; casts as np.stack does in Gymnasium's SyncVectorEnv (same_kind).
+            np.concatenate(values, out=self._joined)
+            return
+        array = np.array(values)
+        if array.shape != self.rows.shape or not np.can_cast(array.dtype, self.leaf.dtype, "same_kind"):
+            raise ValueError
+        self.rows[...] = array
+
+
+def _value(leaf: Leaf, observation: Any, env_index: int) -> Any:
+    value = observation
+    for key in leaf.path:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            raise InvalidEnvResultError(
+                env_index, "observation", f"a value at {leaf.name('observation')}", _describe(observation)
+            ) from None
+    return value
+
+
+def _checked(leaf: Leaf, observation: Any, env_index: int) -> npt.NDArray[Any]:
+    value = _value(leaf, observation, env_index)
+    expected = f"shape {leaf.shape} of {leaf.dtype}"
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # a ragged list
+        raise InvalidEnvResultError(env_index, leaf.name("observation"), expected, _describe(value)) from error
+    if array.shape != leaf.shape or not np.can_cast(array.dtype, leaf.dtype, "same_kind"):
+        raise InvalidEnvResultError(env_index, leaf.name("observation"), expected, _describe(value))
+    return array
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return f"shape {value.shape} of {value.dtype}"
+    if isinstance(value, dict):
+        return f"a dict with the keys {list(value)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of length {len(value)}"
+    return f"{value!r} ({type(value).__name__})"[:200]
