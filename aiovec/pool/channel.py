@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import cast
 
 from aiovec.exchange.frames import Frame, FrameReader
 
@@ -68,9 +69,8 @@ class Channel(asyncio.BufferedProtocol):
     # ---- asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self._transport = transport
-        self.write = transport.write
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self.write = self._transport.write
 
     def get_buffer(self, sizehint: int) -> memoryview:  # type: ignore[override]
         return self._reader.space()

@@ -16,7 +16,7 @@ from typing import Any
 
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.frames import Frame, FrameKind
-from aiovec.exchange.messages import BatchReply
+from aiovec.exchange.messages import BatchReply, CallReply
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.worker.core import WorkerCore
 
@@ -48,7 +48,7 @@ class InProcessWorker:
             FrameKind.RESET: lambda buffer, message: _own(self._core.reset(buffer, message)),
             FrameKind.CALL: lambda _buffer, message: self._core.call(message),
             FrameKind.SET_ATTR: lambda _buffer, message: self._core.set_attr(message),
-            FrameKind.CLOSE: lambda _buffer, _message: self._core.close(),
+            FrameKind.CLOSE: lambda _buffer, _message: self._close(),
         }
 
     def __repr__(self) -> str:
@@ -72,9 +72,12 @@ class InProcessWorker:
         self.release()
 
     def release(self) -> None:
+        self._close()
+
+    def _close(self) -> CallReply:
         self.alive = False
-        self._core.close()
         self.ended.set()
+        return self._core.close()
 
     release_without_loop = release
 

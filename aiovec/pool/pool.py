@@ -105,7 +105,7 @@ class Pool:
         self._env_ids = split_envs(num_envs, num_workers or 1)
         self._num_workers = num_workers
         self._context = context
-        self._slab_fd = create_slab_file() if num_workers and shared_memory else -1
+        self._slab_fd = create_slab_file() if num_workers else -1
         self._calls: dict[int, PendingCall] = {}
         self._seq = 0
         self._bare_requests: list[Any] = []
@@ -132,12 +132,11 @@ class Pool:
 
     async def map_slab(self, geometry: Geometry, lend: bool) -> None:
         """Reserves the memory, now that its size is known."""
-        if self._slab_fd < 0:
-            self.slab = Slab.private(geometry)
-        else:
+        if self.shared and self._slab_fd >= 0:
             self.slab = await anyio.to_thread.run_sync(Slab.allocate, geometry, self._slab_fd)
-            os.close(self._slab_fd)
-            self._slab_fd = -1
+        else:
+            self.slab = Slab.private(geometry)
+        self._close_slab_file()
         self.ring = Ring(self.slab, lend)
         self._bare_requests = self.prepare([None] * len(self.workers))
 
@@ -302,9 +301,6 @@ class Pool:
         for worker in self.workers:
             if not worker.ended.is_set():
                 worker.kill()
-        for worker in self.workers:
-            if isinstance(worker, InProcessWorker):
-                worker.release()
         await self._ended(None)
         self._release()
         await asyncio.sleep(0)  # transports close their sockets in the loop's next turn
@@ -326,10 +322,13 @@ class Pool:
                 worker.release_without_loop()
         self._release()
 
-    def _release(self) -> None:
+    def _close_slab_file(self) -> None:
         if self._slab_fd >= 0:
             os.close(self._slab_fd)
             self._slab_fd = -1
+
+    def _release(self) -> None:
+        self._close_slab_file()
         self.slab = self.ring = None
         calls, self._calls = self._calls, {}
         for call in calls.values():

@@ -1,0 +1,101 @@
+"""What holds for every test: the loop is never blocked, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+
+import pytest
+
+# On a loaded machine a process may not run for some 100 ms; a start or a join on the loop takes longer.
+LONGEST_GAP_SECONDS = 0.5
+GONE_WITHIN_SECONDS = 2.0
+
+EVENT_LOOPS = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": True})}
+
+
+@pytest.fixture(params=list(EVENT_LOOPS.values()), ids=list(EVENT_LOOPS))
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Every asynchronous test runs on both event loops."""
+    if request.param[1]:
+        pytest.importorskip("uvloop")
+    backend: tuple[str, dict[str, bool]] = request.param
+    return backend
+
+
+@pytest.fixture(scope="session", autouse=True)
+def helpers_of_others() -> None:
+    """Starts what stays for the life of a process and is not ours: it must not count as left behind."""
+    resource_tracker.ensure_running()
+    forkserver.ensure_running()
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        uvloop.run(asyncio.sleep(0))  # opens its global wake-up pipe
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(helpers_of_others: None) -> Iterator[None]:
+    """Fails a test after which there is a new child, descriptor or file in /dev/shm."""
+    before = _held()
+    yield
+    deadline = time.monotonic() + GONE_WITHIN_SECONDS
+    while True:
+        gc.collect()
+        left = {kind: sorted(now - before[kind]) for kind, now in _held().items() if now - before[kind]}
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: {left}")
+        time.sleep(0.02)
+
+
+def _held() -> dict[str, set[str]]:
+    files = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            files.add(f"{fd}: {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+    children = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            children |= {f"pid {pid}" for pid in (task / "children").read_text().split()}
+        except FileNotFoundError:  # a thread that just ended
+            continue
+    return {"descriptors": files, "children": children, "/dev/shm": set(os.listdir("/dev/shm"))}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
+    """Every asynchronous test has the heartbeat."""
+    if collector.istestfunction(obj, name) and inspect.iscoroutinefunction(obj):
+        pytest.mark.usefixtures("loop_never_blocked")(obj)
+
+
+@pytest.fixture
+async def loop_never_blocked(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Fails a test in which a heartbeat on the loop waited for long; `blocks_loop` marks where that is meant."""
+    gaps = [0.0]
+
+    async def beat() -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.005)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    task = asyncio.create_task(beat())
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+    if request.node.get_closest_marker("blocks_loop") is None and max(gaps) > LONGEST_GAP_SECONDS:
+        pytest.fail(f"the event loop was blocked for {max(gaps):.2f} s")
