@@ -23,7 +23,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import gymnasium.error
 
@@ -64,14 +64,19 @@ class AiovecError(Exception):
     """The root of aiovec's own errors."""
 
     _facts: tuple[Any, ...]
+    _named_facts: dict[str, Any]
 
-    def __new__(cls, *facts: Any) -> AiovecError:
+    def __new__(cls, *facts: Any, **named_facts: Any) -> Self:
         self = super().__new__(cls, *facts)
-        self._facts = facts
+        self._facts, self._named_facts = facts, named_facts
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._facts
+        return _rebuild, (type(self), self._facts, self._named_facts), self.__dict__
+
+
+def _rebuild(cls: type[AiovecError], facts: tuple[Any, ...], named_facts: dict[str, Any]) -> AiovecError:
+    return cls(*facts, **named_facts)
 
 
 class AlreadyPendingCallError(AiovecError, gymnasium.error.AlreadyPendingCallError):
@@ -132,7 +137,7 @@ class WrongLoopError(AiovecError, RuntimeError):
         )
 
 
-class ResetNeeded(AiovecError, gymnasium.error.ResetNeeded):
+class ResetNeeded(AiovecError, gymnasium.error.ResetNeeded):  # noqa: N818  Gymnasium's name
     """Some envs cannot be stepped before they are reset; nothing was changed.
 
     Attributes:
@@ -179,9 +184,7 @@ class SpaceMismatchError(AiovecError, RuntimeError):
 
     def __init__(self, env_index: int, kind: str, got: str, expected: str, advice: str) -> None:
         self.env_index = env_index
-        super().__init__(
-            f"the {kind} space of env {env_index} is {got}, that of the vector is {expected}. {advice}"
-        )
+        super().__init__(f"the {kind} space of env {env_index} is {got}, that of the vector is {expected}. {advice}")
 
 
 class SlabMemoryError(AiovecError, MemoryError):
@@ -236,7 +239,7 @@ class RemoteError(AiovecError):
         super().__init__(f"{message}\n\n{formatted}" if formatted else message)
 
 
-class WorkerDied(AiovecError):
+class WorkerDied(AiovecError):  # noqa: N818  it states a fact
     """A worker process ended although nobody had asked it to.
 
     Attributes:
@@ -246,7 +249,9 @@ class WorkerDied(AiovecError):
         command: What it was doing, or `None` when it was idle.
     """
 
-    def __init__(self, env_ids: Sequence[int], pid: int, exitcode: int | None, command: str | None, stderr: str) -> None:
+    def __init__(
+        self, env_ids: Sequence[int], pid: int, exitcode: int | None, command: str | None, stderr: str
+    ) -> None:
         self.env_ids = tuple(env_ids)
         self.pid = pid
         self.exitcode = exitcode

@@ -196,11 +196,11 @@ class AsyncVectorEnv:
         try:
             started = await asyncio.shield(task)
         except asyncio.CancelledError:
+            if self.closed and task.cancelled():  # it was a close that cancelled the start, not our caller's task
+                raise ClosedEnvironmentError(command) from None
             if self._start_waiters == 1 and not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-            if self._closed and not task.cancelled():
-                raise ClosedEnvironmentError(command) from None
             raise
         finally:
             self._start_waiters -= 1
@@ -214,7 +214,8 @@ class AsyncVectorEnv:
 
     def _take(self, started: Started) -> None:
         pool = started.pool
-        assert pool.slab is not None and pool.ring is not None  # noqa: S101
+        assert pool.slab is not None  # noqa: S101
+        assert pool.ring is not None  # noqa: S101
         geometry = pool.slab.geometry
         self._layout = geometry.observations
         self._actions = ActionWriter(started.spaces.single_action_space, self._num_envs)
@@ -291,7 +292,10 @@ class AsyncVectorEnv:
         if getattr(self, "_started", None) is None or self._closed:
             return
         warnings.warn(
-            f"{self!r} was never closed: use `async with`, or `await envs.close()`", ResourceWarning, source=self
+            f"{self!r} was never closed: use `async with`, or `await envs.close()`",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
         )
         self.terminate()
 
@@ -353,7 +357,7 @@ class AsyncVectorEnv:
         self._receive(pool, asked, replies, self._buffers[buffer], target.env_ids)
         self._settle(pool, call, replies)
         if env_ids is None:
-            return self._observations(pool, call, replies), self._infos(pool, replies)
+            return self._observations(call, replies), self._infos(pool, replies)
         return self._rows(target.env_ids, pool, asked, replies)
 
     async def step(self, actions: Any) -> StepResult:
@@ -400,7 +404,7 @@ class AsyncVectorEnv:
             buffer.truncations.copy(),
         )
         self._settle(pool, call, replies, terminations | truncations if self._waits_for_reset else None)
-        return self._observations(pool, call, replies), rewards, terminations, truncations, self._infos(pool, replies)
+        return self._observations(call, replies), rewards, terminations, truncations, self._infos(pool, replies)
 
     async def _replies(self, pool: Pool, call: PendingCall) -> list[BatchReply | None]:
         try:
@@ -448,7 +452,7 @@ class AsyncVectorEnv:
                 for array, sent in zip(buffer.arrays(), reply.arrays, strict=True):
                     array[taken] = sent[rows]
 
-    def _observations(self, pool: Pool, call: PendingCall, replies: list[BatchReply | None]) -> Any:
+    def _observations(self, call: PendingCall, replies: list[BatchReply | None]) -> Any:
         """The observations of a whole batch, theirs to keep who asked."""
         arrays: list[npt.NDArray[Any]]
         if call.buffer != HOME:
@@ -460,7 +464,9 @@ class AsyncVectorEnv:
         if not self._layout.dynamic:
             return self._layout.assemble(arrays)
         by_worker = [reply.dynamic for reply in replies if reply is not None]
-        return self._layout.assemble(arrays, [list(chain.from_iterable(parts)) for parts in zip(*by_worker, strict=True)])
+        return self._layout.assemble(
+            arrays, [list(chain.from_iterable(parts)) for parts in zip(*by_worker, strict=True)]
+        )
 
     def _infos(self, pool: Pool, replies: list[BatchReply | None]) -> dict[str, Any]:
         parts = [
@@ -492,7 +498,9 @@ class AsyncVectorEnv:
 
     # ---- calls
 
-    async def call(self, name: str, /, *args: Any, env_ids: Sequence[int] | None = None, **kwargs: Any) -> tuple[Any, ...]:
+    async def call(
+        self, name: str, /, *args: Any, env_ids: Sequence[int] | None = None, **kwargs: Any
+    ) -> tuple[Any, ...]:
         """Calls a method of each env, or of some, through their wrappers.
 
         Any task may call at any time: the call is served in order, behind what its workers are doing.

@@ -40,7 +40,7 @@ class ActionWriter:
         """Gives the arrays `[num_envs, *leaf.shape]` that `write` fills, one for each leaf of fixed size."""
         self._slab_arrays = slab_arrays
 
-    def write(self, actions: Any) -> Sequence[Any] | None:
+    def write(self, actions: Any) -> Sequence[Any] | npt.NDArray[Any] | None:
         """Writes a batch of actions into the slab, or returns the rows that must travel by pickle.
 
         Raises:
@@ -66,16 +66,13 @@ class ActionWriter:
 
     def _leaf(self, leaf: Leaf, actions: Any) -> Any:
         name = leaf.name("actions")
-        value = actions
-        for depth, key in enumerate(leaf.path):
-            if not isinstance(value, Mapping if isinstance(key, str) else (Sequence, np.ndarray)):
-                parent = "actions" + "".join(f"[{k!r}]" for k in leaf.path[:depth])
-                kind = "a mapping with the keys of the space" if isinstance(key, str) else "a tuple, one item a subspace"
-                raise InvalidActionsError(parent, kind, f"{type(value).__name__}")
+        value: Any = actions
+        for key in leaf.path:
             try:
                 value = value[key]
-            except (KeyError, IndexError):
-                raise InvalidActionsError(name, "a value for each leaf of the action space", "none") from None
+            except (KeyError, IndexError, TypeError):
+                got = f"a {type(value).__name__} without {key!r}"
+                raise InvalidActionsError(name, "a value for every leaf of the action space", got) from None
         if not leaf.fixed:
             if not hasattr(value, "__len__") or len(value) != self._num_envs:
                 count = len(value) if hasattr(value, "__len__") else f"a single {type(value).__name__}"

@@ -110,9 +110,8 @@ class FrameReader:
             body = start + HEADER_NBYTES
             end = body + nbytes
             if end <= self._filled:
-                payload = bytes(self._view[body:end]) if nbytes else b""
                 start = end
-                yield Frame(kind, seq, buffer, payload)
+                yield Frame(kind, seq, buffer, bytes(self._view[body:end]) if nbytes else b"")
                 continue
             if HEADER_NBYTES + nbytes > _CHUNK_NBYTES:
                 self._large = bytearray(nbytes)

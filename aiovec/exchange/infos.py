@@ -73,8 +73,8 @@ def merge(parts: Sequence[tuple[Sequence[int], Columns]], num_rows: int) -> dict
     """
     by_key: dict[str, list[tuple[Sequence[int], Any]]] = {}
     for all_rows, columns in parts:
-        for key, (rows, values) in columns.items():
-            by_key.setdefault(key, []).append((all_rows if rows is None else rows, values))
+        for key, (some_rows, values) in columns.items():
+            by_key.setdefault(key, []).append((all_rows if some_rows is None else some_rows, values))
     infos: dict[str, Any] = {}
     for key, columns_of_key in by_key.items():
         infos[key] = _merge_column(key, columns_of_key, num_rows)
@@ -112,14 +112,14 @@ def _merge_column(key: str, parts: list[tuple[Sequence[int], Any]], num_rows: in
         if type(first) in _EXACT_NUMBERS or isinstance(first, np.number):
             return _numbers(parts, type(first), num_rows)
         if isinstance(first, np.ndarray):
-            return _arrays(parts, first, num_rows)
+            return _arrays(parts, first.shape, first.dtype, num_rows)
     except (TypeError, ValueError, OverflowError):  # values that do not fit one array: Gymnasium raises
         pass
     return _objects(parts, num_rows)
 
 
 def _numbers(parts: list[tuple[Sequence[int], Any]], kind: type, num_rows: int) -> npt.NDArray[Any]:
-    array = np.zeros(num_rows, dtype=kind)
+    array: npt.NDArray[Any] = np.zeros(num_rows, dtype=kind)
     for rows, values in parts:
         if isinstance(values, list) and set(map(type, values)) == {kind}:
             array[_index(rows)] = values
@@ -129,10 +129,12 @@ def _numbers(parts: list[tuple[Sequence[int], Any]], kind: type, num_rows: int) 
     return array
 
 
-def _arrays(parts: list[tuple[Sequence[int], Any]], first: npt.NDArray[Any], num_rows: int) -> npt.NDArray[Any]:
-    array = np.zeros((num_rows, *first.shape), dtype=first.dtype)
+def _arrays(
+    parts: list[tuple[Sequence[int], Any]], shape: tuple[int, ...], dtype: np.dtype[Any], num_rows: int
+) -> npt.NDArray[Any]:
+    array = np.zeros((num_rows, *shape), dtype=dtype)
     for rows, values in parts:
-        if isinstance(values, np.ndarray) and values.shape[1:] == first.shape and values.dtype == first.dtype:
+        if isinstance(values, np.ndarray) and values.shape[1:] == shape and values.dtype == dtype:
             array[_index(rows)] = values
         else:
             for row, value in zip(rows, values, strict=True):

@@ -68,7 +68,8 @@ class Leaf:
         """A leaf without a fixed size, batched as `gymnasium.vector.utils.concatenate` does it."""
         if concatenate.dispatch(type(self.space)) is _BATCHED_AS_TUPLE:
             return tuple(column)
-        return concatenate(self.space, column, create_empty_array(self.space, n=len(column)))
+        out: Any = create_empty_array(self.space, n=len(column))
+        return concatenate(self.space, column, out)
 
 
 class Layout:
@@ -114,7 +115,9 @@ class Layout:
         if self.is_array:
             return fixed[0]
         arrays, columns = iter(fixed), iter(dynamic)
-        return self._assemble([next(arrays) if leaf.fixed else leaf.batch_dynamic(next(columns)) for leaf in self.leaves])
+        return self._assemble(
+            [next(arrays) if leaf.fixed else leaf.batch_dynamic(next(columns)) for leaf in self.leaves]
+        )
 
 
 def _leaves(space: gym.Space[Any], path: tuple[str | int, ...]) -> Iterable[Leaf]:
@@ -141,4 +144,3 @@ def _assembler(space: gym.Space[Any]) -> Callable[[list[Any]], Any]:
         return leaves.pop(0)
 
     return lambda leaves: take(space, leaves)
-

@@ -30,7 +30,8 @@ _main_classes: dict[str, type] = {}
 
 def dumps_to_worker(value: Any) -> bytes:
     """Pickles what a user gave: arguments, options, env_fns."""
-    return cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    pickled: bytes = cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    return pickled
 
 
 def dumps_to_parent(value: Any) -> bytes:
@@ -53,7 +54,7 @@ def loads(data: bytes | memoryview) -> Any:
     return pickle.loads(data)  # noqa: S301  the bytes come from our own process
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no stubs
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, TracebackType):
             return _rebuild_traceback, (_flat_frames(obj),)
@@ -85,7 +86,6 @@ def _flat_frames(traceback: TracebackType) -> list[_FrameFacts]:
     return frames
 
 
-
 def _rebuild_traceback(frames: list[_FrameFacts]) -> TracebackType | None:
     first = previous = None
     for filename, name, lineno, module, file in frames:
@@ -102,6 +102,6 @@ def _rebuild_traceback(frames: list[_FrameFacts]) -> TracebackType | None:
         if previous is None:
             first = traceback
         else:
-            previous.tb_next = traceback
+            previous.tb_next = traceback  # pyright: ignore[reportAttributeAccessIssue]
         previous = traceback
     return first.as_traceback() if first is not None else None

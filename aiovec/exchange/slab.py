@@ -109,7 +109,7 @@ def create_slab_file() -> int:
     Returns:
         A descriptor that the caller owns.
     """
-    if sys.platform == "linux":
+    if hasattr(os, "memfd_create"):
         return os.memfd_create("aiovec-slab", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -40,7 +40,7 @@ class Channel(asyncio.BufferedProtocol):
     async def connect(self) -> None:
         """Puts the socket on the running loop; from now on the transport owns it."""
         loop = asyncio.get_running_loop()
-        await loop.create_unix_connection(lambda: self, sock=self._connection)  # type: ignore[arg-type, return-value]
+        await loop.create_unix_connection(lambda: self, sock=self._connection)
 
     def drain(self) -> None:
         """Takes what a worker that has ended had still written, so that no finished reply is lost."""
@@ -72,7 +72,7 @@ class Channel(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         self.write = self._transport.write
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # type: ignore[override]
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         return self._reader.space()
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -80,7 +80,7 @@ class Channel(asyncio.BufferedProtocol):
         for frame in self._reader.frames():
             self._received(frame)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._transport = None
         self.write = _not_connected
         self._lost()

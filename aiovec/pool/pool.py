@@ -11,9 +11,11 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import anyio.to_thread
+import numpy.typing as npt
 
 from aiovec.errors import ClosedEnvironmentError, WorkerDied
 from aiovec.exchange.frames import Frame, FrameKind
@@ -39,7 +41,7 @@ def split_envs(num_envs: int, num_workers: int) -> list[range]:
     """The contiguous envs of each worker, as even as can be."""
     share, rest = divmod(num_envs, num_workers)
     bounds = [index * share + min(index, rest) for index in range(num_workers + 1)]
-    return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
 class PendingCall:
@@ -59,7 +61,9 @@ class PendingCall:
 
     __slots__ = ("buffer", "command", "deaths", "future", "is_abandoned", "is_dropped", "missing", "payloads", "seq")
 
-    def __init__(self, seq: int, command: str, buffer: int, workers: Iterable[int], future: asyncio.Future[None]) -> None:
+    def __init__(
+        self, seq: int, command: str, buffer: int, workers: Iterable[int], future: asyncio.Future[None]
+    ) -> None:
         self.seq = seq
         self.command = command
         self.buffer = buffer
@@ -155,7 +159,7 @@ class Pool:
         """Makes one message for each worker ready; raises what pickling raises, before any worker is touched."""
         return [worker.prepare(message) for worker, message in zip(self.workers, messages, strict=True)]
 
-    def step_requests(self, rows: Sequence[Any] | None) -> list[Any]:
+    def step_requests(self, rows: Sequence[Any] | npt.NDArray[Any] | None) -> list[Any]:
         """One step request for each worker; `rows` are the actions where they are not in the slab."""
         if rows is None:
             return self._bare_requests
@@ -334,4 +338,3 @@ class Pool:
         for call in calls.values():
             if not call.future.done() and not self.loop.is_closed():
                 call.future.set_exception(ClosedEnvironmentError(f"{call.command}()"))
-

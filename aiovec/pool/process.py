@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import importlib
 import multiprocessing
-import multiprocessing.util  # registers its own exit function: ours must come later
 import os
 import signal
 import site
@@ -198,7 +198,10 @@ def _start_interpreter(files: WorkerFiles, slab_fd: int, look_again: bool) -> _C
     if root in (*site.getsitepackages(), site.getusersitepackages()):
         entry = ["-m", "aiovec.worker"]
     else:  # a source tree: say where aiovec is, behind everything else
-        entry = ["-c", f"import runpy, sys; sys.path.append({root!r}); runpy.run_module('aiovec.worker', None, '__main__')"]
+        entry = [
+            "-c",
+            f"import runpy, sys; sys.path.append({root!r}); runpy.run_module('aiovec.worker', None, '__main__')",
+        ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_MPI_PREFIXES)}
     for variable in THREAD_LIMITS:
         environment.setdefault(variable, "1")
@@ -272,4 +275,6 @@ def _end_all() -> None:
         process.reap()
 
 
+# Functions run at exit in reverse order: multiprocessing's, which joins its children, must be registered first.
+importlib.import_module("multiprocessing.util")
 atexit.register(_end_all)

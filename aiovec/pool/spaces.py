@@ -40,14 +40,13 @@ def vector_spaces(mode: ObservationMode, num_envs: int, facts: Sequence[SpaceFac
         SpaceMismatchError: Some env differs in a way that `mode` does not allow.
     """
     first = facts[0]
+    observation_space: gym.Space[Any] | None = None
     if isinstance(mode, tuple):
         observation_space, single = mode
     else:
         single = first.observation_space
         if mode == "same":
             observation_space = batch_space(single, num_envs)
-        else:
-            observation_space = None
     for fact in facts:
         if mode == "same":
             if fact.observation_space != single:

@@ -66,9 +66,7 @@ async def start(plan: StartPlan) -> Started:
         WorkerDied: A worker ended while it built its envs; nothing is left.
         Exception: What an env's construction raised, or an `ExceptionGroup` of several; nothing is left.
     """
-    pool = Pool(
-        asyncio.get_running_loop(), len(plan.env_fns), plan.num_workers, plan.context, plan.shared_memory
-    )
+    pool = Pool(asyncio.get_running_loop(), len(plan.env_fns), plan.num_workers, plan.context, plan.shared_memory)
     building: PendingCall | None = None
     try:
         env_fns = await _travelling(plan)

@@ -15,6 +15,7 @@ import enum
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from aiovec.errors import AlreadyPendingCallError, ResetNeeded
 
@@ -121,8 +122,9 @@ class EnvStates:
         """Whether any env is still owed to this call."""
         return bool(self._mine(seq, EnvState.OWED).any())
 
-    def _mine(self, seq: int, state: EnvState) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        return (self._callers == seq) & (self._states == state)
+    def _mine(self, seq: int, state: EnvState) -> npt.NDArray[np.bool_]:
+        mine: npt.NDArray[np.bool_] = (self._callers == seq) & (self._states == state)
+        return mine
 
     def _begin_all(self, seq: int) -> None:
         self._states.fill(EnvState.AWAITED)
@@ -149,4 +151,6 @@ class EnvStates:
         if broken:
             reason = self._reasons[broken[0]]
             same = [index for index in broken if self._reasons[index] == reason]
-            raise ResetNeeded(command, same, f"{'has' if len(same) == 1 else 'have'} {reason}" if reason == _NEW else reason)
+            raise ResetNeeded(
+                command, same, f"{'has' if len(same) == 1 else 'have'} {reason}" if reason == _NEW else reason
+            )

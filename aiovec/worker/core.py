@@ -105,7 +105,8 @@ class WorkerCore:
     def _writer(self, buffer: int) -> RowWriter:
         writer = self._writers.get(buffer)
         if writer is None:
-            assert self._slab is not None and self._observations is not None  # noqa: S101
+            assert self._slab is not None  # noqa: S101
+            assert self._observations is not None  # noqa: S101
             rows = self._slab.buffer(buffer).rows(self._rows)
             writer = self._writers[buffer] = RowWriter(self._observations, rows, self.host.env_ids)
         return writer

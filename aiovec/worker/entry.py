@@ -62,8 +62,8 @@ def run_forked(fds: tuple[int, ...], parent_pid: int, look_again: bool, foreign_
         os.dup2(fd, standard)
         os.close(fd)
     # In a notebook, or under pytest, the parent's stdout is no file: a fork has a copy of that.
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     _work(connection_fd, lifeline_fd, slab_fd, parent_pid, look_again)
     os._exit(0)
 
@@ -73,7 +73,7 @@ def _work(connection_fd: int, lifeline_fd: int, slab_fd: int, parent_pid: int, l
     for variable in THREAD_LIMITS:
         os.environ.setdefault(variable, "1")
     sys.breakpointhook = _no_debugger
-    from aiovec.worker.serve import serve  # heavy: numpy, gymnasium
+    from aiovec.worker.serve import serve  # noqa: PLC0415  heavy: numpy, gymnasium
 
     # The parent may be gone, or have closed its end: then there is nobody left to tell.
     with socket.socket(fileno=connection_fd) as connection, contextlib.suppress(ConnectionError):

@@ -57,7 +57,7 @@ class EnvHost:
         # Each env's last observation: under a reset_mask the other rows repeat it.
         self._observations: Sequence[Any] = []
         self._has_dynamic_leaves = False
-        self._dynamic_columns: Callable[[Sequence[Any]], list[list[Any]]] = lambda observations: []
+        self._dynamic_columns: Callable[[Sequence[Any]], list[list[Any]]] = lambda _observations: []
 
     def __repr__(self) -> str:
         return f"<EnvHost envs={self.env_ids.start}-{self.env_ids.stop - 1} built={len(self.envs)}>"
@@ -124,6 +124,8 @@ class EnvHost:
                 append(_FAILED)
             else:
                 break
+        observations: Sequence[Any]
+        infos: Sequence[dict[str, Any]]
         try:
             observations, rewards, terminations, truncations, infos = zip(*transitions, strict=True)
         except (TypeError, ValueError):
@@ -178,7 +180,7 @@ class EnvHost:
 
     def _checked_transition(self, row: int, got: Any, errors: dict[int, BaseException]) -> Transition:
         if isinstance(got, (tuple, list)) and len(got) == 5:
-            return tuple(got)  # type: ignore[return-value]
+            return tuple(got)
         errors[row] = InvalidEnvResultError(
             self.env_ids[row],
             "result of step",
@@ -223,13 +225,15 @@ class EnvHost:
         if errors:
             good = [row for row in range(len(observations)) if row not in errors]
             observations = [
-                self._observations[row] if row in errors else observation for row, observation in enumerate(observations)
+                self._observations[row] if row in errors else observation
+                for row, observation in enumerate(observations)
             ]
             errors.update(writer.write_some(good, [observations[row] for row in good]))
         elif wrong := writer.write_observations(observations):
             errors.update(wrong)
             observations = [
-                self._observations[row] if row in errors else observation for row, observation in enumerate(observations)
+                self._observations[row] if row in errors else observation
+                for row, observation in enumerate(observations)
             ]
         self._observations = observations
         if any(infos):
@@ -287,7 +291,11 @@ class EnvHost:
 
     def _fail(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
         traceback = exception.__traceback__
-        if traceback is not None and traceback.tb_next is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        if (
+            traceback is not None
+            and traceback.tb_next is not None
+            and traceback.tb_frame.f_code.co_filename == __file__
+        ):
             exception.__traceback__ = traceback.tb_next  # our own frame tells the user nothing
         return self._capture(exception, env_index, command)
 

@@ -35,8 +35,8 @@ class RowWriter:
         self._env_ids = env_ids
         self._columns = [_Column(leaf, array) for leaf, array in zip(layout.fixed, rows.observations, strict=True)]
         count = len(env_ids)
-        self._pack_floats = struct.Struct(f"{count}d").pack_into
-        self._pack_flags = struct.Struct(f"{count}?").pack_into
+        self._pack_floats: Any = struct.Struct(f"{count}d").pack_into
+        self._pack_flags: Any = struct.Struct(f"{count}?").pack_into
 
     def write_observations(self, observations: Sequence[Any]) -> dict[int, InvalidEnvResultError]:
         """Writes one observation a row; the wrong ones are returned by row, and their rows hold nothing."""

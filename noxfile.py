@@ -1,0 +1,117 @@
+"""The project's tasks.
+
+With only Python at hand: ``python noxfile.py -s demo``, ``python noxfile.py -s tests``. It sets up nox by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+try:
+    import nox
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    bootstrap = HERE / ".nox" / "bootstrap"
+    python = bootstrap / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", bootstrap], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "nox>=2025.5"], check=True)
+    sys.exit(subprocess.run([python, "-m", "nox", "-f", __file__, *sys.argv[1:]], check=False).returncode)
+
+PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+SUPPORTED_BEST = "3.11"  # examples and benchmarks: the Python of the published figures
+
+nox.options.sessions = ["lint", "typing", "tests", "examples"]
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+
+
+def _show_pyenv_pythons() -> None:
+    """Lets pyenv's shims find every Python that it has, not only the chosen one."""
+    try:
+        listed = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return
+    chosen = os.environ.get("PYENV_VERSION", "")
+    versions = [chosen] if chosen else [".".join(map(str, sys.version_info[:3]))]
+    versions += [version for version in listed.stdout.split() if version.startswith(tuple(PYTHONS))]
+    os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys(versions))
+
+
+_show_pyenv_pythons()
+
+
+def _install(session: nox.Session, *groups: str, extras: str = "") -> None:
+    """Installs the wheel, never the working tree, and some dependency groups."""
+    session.install("--quiet", *nox.project.dependency_groups(PYPROJECT, *groups), f".{extras}")
+
+
+def _isolated() -> dict[str, str]:
+    """The environment in which `import aiovec` finds the wheel only."""
+    return {"PYTHONSAFEPATH": "1"}
+
+
+@nox.session(python=SUPPORTED_BEST)
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install("--quiet", *nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=SUPPORTED_BEST)
+def typing(session: nox.Session) -> None:
+    """Mypy and pyright, both strict, and the completeness of the public types."""
+    _install(session, "typing")
+    session.run("mypy", env=_isolated())
+    session.run("pyright", env=_isolated())
+    session.run("pyright", "--verifytypes", "aiovec", "--ignoreexternal", env=_isolated())
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The test suite, without the examples, on each Python that is there."""
+    _install(session, "test")
+    session.run("pytest", "--ignore=tests/examples", *session.posargs, env=_isolated())
+
+
+@nox.session(python=SUPPORTED_BEST)
+def examples(session: nox.Session) -> None:
+    """Every example, as its test runs it."""
+    _install(session, "test", extras="[examples]")
+    session.run("pytest", "tests/examples", *session.posargs, env=_isolated())
+
+
+@nox.session(python=SUPPORTED_BEST)
+def coverage(session: nox.Session) -> None:
+    """The test suite with branch coverage, workers included."""
+    _install(session, "coverage", extras="[examples]")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs, env=_isolated())
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session(python=SUPPORTED_BEST)
+def bench(session: nox.Session) -> None:
+    """The table of DESIGN §6, interleaved with bare processes and Gymnasium's AsyncVectorEnv."""
+    _install(session, "bench")
+    session.run("python", "tests/bench/table.py", *session.posargs, env=_isolated())
+
+
+@nox.session(python=SUPPORTED_BEST)
+def demo(session: nox.Session) -> None:
+    """CartPole and Breakout, many at once, under await in one event loop."""
+    session.install("--quiet", ".[examples]")
+    session.run("python", "examples/demo.py", *session.posargs, env=_isolated())
+
+
+if __name__ == "__main__":
+    nox.main()
