@@ -1,0 +1,177 @@
+"""What the table compares: each steps the same envs with the same actions, and says how long it took.
+
+All of them are alive at the same time and take turns, so that a noisy machine is noisy for all; who is not
+asked sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+import aiovec
+
+EnvFn = Callable[[], gym.Env[Any, Any]]
+NUM_ACTION_ROWS = 64
+BARE, LOCK_STEP = 0, 1
+_ORDER = struct.Struct("<BI")
+
+
+def action_rows(env_fn: EnvFn, num_envs: int) -> list[Any]:
+    """Random batches that every contestant repeats in turn."""
+    env = env_fn()
+    env.action_space.seed(0)
+    rows = [np.array([env.action_space.sample() for _ in range(num_envs)]) for _ in range(NUM_ACTION_ROWS)]
+    env.close()
+    return rows
+
+
+class Processes:
+    """Bare processes: each steps its share of the envs; the lock-step limit is them with one byte each way."""
+
+    def __init__(self, env_fn: EnvFn, num_envs: int, num_workers: int, rows: list[Any]) -> None:
+        self._workers: list[tuple[int, socket.socket]] = []
+        share = -(-num_envs // num_workers)
+        for start in range(0, num_envs, share):
+            ours, theirs = socket.socketpair()
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                for _, earlier in self._workers:
+                    earlier.close()
+                _bare_worker(theirs, env_fn, [list(row[start : start + share]) for row in rows], start)
+                os._exit(0)
+            theirs.close()
+            self._workers.append((pid, ours))
+        for _, connection in self._workers:
+            connection.recv(1)
+
+    def run(self, steps: int, mode: int) -> float:
+        """Seconds for so many vector steps."""
+        connections = [connection for _, connection in self._workers]
+        began = time.perf_counter()
+        for connection in connections:
+            connection.send(_ORDER.pack(mode, steps))
+        if mode == LOCK_STEP:
+            for _ in range(steps):
+                for connection in connections:
+                    connection.recv(1)
+                for connection in connections:
+                    connection.send(b"g")
+        for connection in connections:
+            connection.recv(1)
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for pid, connection in self._workers:
+            os.kill(pid, signal.SIGKILL)  # Gymnasium's forks hold copies of our ends, which hide their end
+            os.waitpid(pid, 0)
+            connection.close()
+
+
+def _bare_worker(connection: socket.socket, env_fn: EnvFn, rows: list[list[Any]], first: int) -> None:
+    envs = [env_fn() for _ in rows[0]]
+    for index, env in enumerate(envs):
+        env.reset(seed=first + index)
+    done = [False] * len(envs)
+    connection.send(b"r")
+    while order := connection.recv(_ORDER.size):
+        mode, steps = _ORDER.unpack(order)
+        for step in range(steps):
+            row = rows[step % NUM_ACTION_ROWS]
+            for index, env in enumerate(envs):
+                if done[index]:
+                    env.reset()
+                    done[index] = False
+                else:
+                    _, _, terminated, truncated, _ = env.step(row[index])
+                    done[index] = terminated or truncated
+            if mode == LOCK_STEP:
+                connection.send(b"x")
+                connection.recv(1)
+        connection.send(b"d")
+
+
+class Aiovec:
+    """`AsyncVectorEnv` on a loop of its own, with a heartbeat of 5 ms beside it, start and close included."""
+
+    def __init__(
+        self, env_fn: EnvFn, num_envs: int, num_workers: int, rows: list[Any], new_loop: Any = None, **kwargs: Any
+    ) -> None:
+        self._rows = rows
+        self._runner = asyncio.Runner(loop_factory=new_loop)
+        self._envs = aiovec.AsyncVectorEnv([env_fn] * num_envs, num_workers=num_workers, **kwargs)
+        self.longest_gap = 0.0
+        self.cpu_seconds = 0.0
+        self.steps = 0
+        self._runner.run(self._beside_heartbeat(self._start()))
+
+    async def _start(self) -> None:
+        await self._envs
+        await self._envs.reset(seed=0)
+
+    async def _beside_heartbeat(self, work: Any) -> Any:
+        heartbeat = asyncio.create_task(self._beat())
+        try:
+            return await work
+        finally:
+            heartbeat.cancel()
+
+    async def _beat(self) -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.005)
+            now = time.perf_counter()
+            self.longest_gap = max(self.longest_gap, now - last - 0.005)
+            last = now
+
+    async def _steps(self, steps: int) -> float:
+        step, rows = self._envs.step, self._rows
+        cpu, began = time.process_time(), time.perf_counter()
+        for index in range(steps):
+            await step(rows[index % NUM_ACTION_ROWS])
+        seconds = time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - cpu
+        self.steps += steps
+        return seconds
+
+    def run(self, steps: int) -> float:
+        """Seconds for so many vector steps."""
+        seconds: float = self._runner.run(self._beside_heartbeat(self._steps(steps)))
+        return seconds
+
+    def close(self) -> None:
+        """Closes the vector and its loop."""
+        self._runner.run(self._beside_heartbeat(self._envs.close()))
+        self._runner.close()
+
+
+class Gymnasium:
+    """Gymnasium's AsyncVectorEnv: shared memory, one process an env."""
+
+    def __init__(self, env_fn: EnvFn, num_envs: int, rows: list[Any]) -> None:
+        self._rows = rows
+        self._envs = gym.vector.AsyncVectorEnv([env_fn] * num_envs)
+        self._envs.reset(seed=0)
+
+    def run(self, steps: int) -> float:
+        """Seconds for so many vector steps."""
+        step, rows = self._envs.step, self._rows
+        began = time.perf_counter()
+        for index in range(steps):
+            step(rows[index % NUM_ACTION_ROWS])
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._envs.close()

@@ -1,0 +1,216 @@
+"""The table of DESIGN §6, as far as it is built: ``nox -s bench``. It prints, it never asserts.
+
+Rounds are interleaved, and medians of rounds are shown. *Bare*: processes that step their share of the envs
+and talk to nobody. *Lock-step limit*: the same processes with one byte each way on a blocking socket after
+each vector step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import bench_envs
+import contestants
+import gymnasium as gym
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+NUM_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row: envs to step, and what it must reach."""
+
+    name: str
+    env_fn: Callable[[], gym.Env[Any, Any]]
+    num_envs: int
+    steps: int  # of one round
+    of_limit: float  # target: share of the lock-step limit
+    of_gymnasium: float | None  # target: times Gymnasium's AsyncVectorEnv; None: not compared
+    uvloop: bool = False
+
+
+WORKS = [
+    Work("step, 64 CartPole", bench_envs.cartpole, 64, 1500, 0.92, 15),
+    Work("step, 64 CartPole, uvloop", bench_envs.cartpole, 64, 1500, 0.92, None, uvloop=True),
+    Work("step, 1024 CartPole", bench_envs.cartpole, 1024, 120, 0.95, None),
+    Work("step, 4096 CartPole", bench_envs.cartpole, 4096, 30, 0.95, None),
+    Work("step, 2 trivial envs", bench_envs.Trivial, 2, 8000, 0.77, None),
+    Work("step, 8 Breakout, raw frames", bench_envs.breakout, 8, 400, 0.95, 1.75),
+    Work("step, 5 Breakout, raw frames", bench_envs.breakout, 5, 500, 0.95, 1.75),
+]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Medians of one row, seconds a vector step."""
+
+    work: Work
+    bare: float
+    limit: float
+    ours: float
+    gymnasium: float | None
+    of_limit: float  # median of the rounds' ratios
+    of_gymnasium: float | None
+    parent_cpu: float
+    longest_gap: float
+
+
+def measure(work: Work, rounds: int, turn: Callable[[], None]) -> Measured:
+    """Runs the rounds of one row."""
+    rows = contestants.action_rows(work.env_fn, work.num_envs)
+    processes = contestants.Processes(work.env_fn, work.num_envs, NUM_WORKERS, rows)
+    new_loop = None
+    if work.uvloop:
+        import uvloop
+
+        new_loop = uvloop.new_event_loop
+    ours = contestants.Aiovec(work.env_fn, work.num_envs, NUM_WORKERS, rows, new_loop)
+    theirs = contestants.Gymnasium(work.env_fn, work.num_envs, rows) if work.of_gymnasium is not None else None
+    few = max(work.steps // 8, 2)
+    times: list[tuple[float, float, float, float]] = []
+    for round_number in range(rounds + 1):
+        bare = processes.run(work.steps, contestants.BARE) / work.steps
+        before = processes.run(work.steps, contestants.LOCK_STEP) / work.steps
+        own = ours.run(work.steps) / work.steps
+        after = processes.run(work.steps, contestants.LOCK_STEP) / work.steps
+        gymnasium = theirs.run(few) / few if theirs is not None else float("nan")
+        if round_number:  # the first one warms up
+            times.append((bare, (before + after) / 2, own, gymnasium))
+        turn()
+    longest_gap_before_close = ours.longest_gap
+    ours.close()
+    processes.close()
+    if theirs is not None:
+        theirs.close()
+    bare, limit, own, gymnasium = (statistics.median(column) for column in zip(*times, strict=True))
+    return Measured(
+        work,
+        bare,
+        limit,
+        own,
+        gymnasium if theirs is not None else None,
+        statistics.median(limit / own for _, limit, own, _ in times),
+        statistics.median(gymnasium / own for _, _, own, gymnasium in times) if theirs is not None else None,
+        ours.cpu_seconds / ours.steps,
+        max(longest_gap_before_close, ours.longest_gap),
+    )
+
+
+def infos_cost(rounds: int, turn: Callable[[], None]) -> float:
+    """Seconds an env and step that four scalars in each info cost, above no infos."""
+    rows = contestants.action_rows(bench_envs.Trivial, 64)
+    without = contestants.Aiovec(bench_envs.Trivial, 64, NUM_WORKERS, rows)
+    with_infos = contestants.Aiovec(bench_envs.with_infos, 64, NUM_WORKERS, rows)
+    differences = []
+    for _ in range(rounds):
+        plain = without.run(1000)
+        differences.append((with_infos.run(1000) - plain) / 1000 / 64)
+        turn()
+    without.close()
+    with_infos.close()
+    return statistics.median(differences)
+
+
+def start_cost(rounds: int, turn: Callable[[], None]) -> tuple[float, float]:
+    """Seconds of a start of 2 workers with a trivial env, and of `python -c "import gymnasium"`."""
+    starts, imports = [], []
+    rows = contestants.action_rows(bench_envs.Trivial, 2)
+    for _ in range(2 * rounds):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import gymnasium"], check=True)
+        imports.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        started = contestants.Aiovec(bench_envs.Trivial, 2, NUM_WORKERS, rows)
+        starts.append(time.perf_counter() - began)
+        started.close()
+        turn()
+    return statistics.median(starts), statistics.median(imports)
+
+
+def main() -> None:
+    """Measures, and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds a row")
+    parser.add_argument("--only", default="", help="rows whose name has this text")
+    parser.add_argument("--markdown", action="store_true", help="print the table for the README")
+    arguments = parser.parse_args()
+    works = [work for work in WORKS if arguments.only in work.name]
+    console = Console()
+    measured: list[Measured] = []
+    with Progress(console=console, transient=True) as progress:
+        for work in works:
+            task = progress.add_task(work.name, total=arguments.rounds + 1)
+            measured.append(measure(work, arguments.rounds, lambda task=task: progress.advance(task)))
+            progress.remove_task(task)
+        extra: list[tuple[str, str, str]] = []
+        if not arguments.only:
+            task = progress.add_task("infos", total=arguments.rounds)
+            infos = infos_cost(arguments.rounds, lambda: progress.advance(task))
+            extra.append(("four scalar infos, 64 envs", f"{infos * 1e6:.2f} µs an env", "≤ 4 µs"))
+            task = progress.add_task("start", total=2 * arguments.rounds)
+            start, imported = start_cost(arguments.rounds, lambda: progress.advance(task))
+            ratio = f"{start * 1e3:.0f} ms = {start / imported:.2f} × `import gymnasium`"
+            extra.append(("start of 2 workers", ratio, "≤ 1.5 ×"))
+    extra.append(("longest gap of a 5 ms heartbeat", f"{max(m.longest_gap for m in measured) * 1e3:.0f} ms", "≤ 50 ms"))
+    by_size = {m.work.num_envs: m.ours / m.work.num_envs for m in measured}
+    if {1024, 4096} <= set(by_size):
+        extra.append(("cost of an env-step, 4096 against 1024", f"{by_size[4096] / by_size[1024]:.2f} ×", "≤ 1.1 ×"))
+    heading = f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    show(console, heading, measured, extra, markdown=arguments.markdown)
+
+
+def show(
+    console: Console, heading: str, measured: list[Measured], extra: list[tuple[str, str, str]], *, markdown: bool
+) -> None:
+    """Prints both tables."""
+    columns = ["work, 2 workers", "bare", "lock-step limit", "aiovec", "Gymnasium Async", "of the limit", "× Gymnasium", "parent's CPU"]
+    lines = [
+        [
+            m.work.name,
+            _microseconds(m.bare),
+            _microseconds(m.limit),
+            _microseconds(m.ours),
+            _microseconds(m.gymnasium) if m.gymnasium else "",
+            f"{m.of_limit:.2f} (≥ {m.work.of_limit})",
+            f"{m.of_gymnasium:.1f} (≥ {m.work.of_gymnasium})" if m.of_gymnasium else "",
+            _microseconds(m.parent_cpu),
+        ]
+        for m in measured
+    ]
+    if markdown:
+        print(f"\n{heading}; microseconds a vector step, medians; targets in brackets.\n")
+        _markdown(columns, lines)
+        print()
+        _markdown(["what else", "measured", "target"], [list(line) for line in extra])
+        return
+    for title, names, rows in ((heading, columns, lines), ("", ["what else", "measured", "target"], extra)):
+        table = Table(*names, title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def _markdown(columns: list[str], lines: list[list[str]]) -> None:
+    for line in (columns, ["---"] * len(columns), *lines):
+        print("| " + " | ".join(line) + " |")
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f} µs"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Every example runs, as a user runs it: one process, with tiny arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ENDS_WITHIN_SECONDS = 5.0
+
+
+def run(tmp_path: Path, name: str, *arguments: str) -> str:
+    """Runs an example to its end; what it printed."""
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+def needs(*modules: str) -> None:
+    for module in modules:
+        pytest.importorskip(module, reason=f"the example draws or plays with {module}: pip install 'aiovec[examples]'")
+
+
+def assert_is_picture(path: Path, *, colours: int) -> None:
+    """A picture that has at least so many colours."""
+    from matplotlib import image
+
+    pixels = image.imread(path)
+    assert min(pixels.shape[:2]) > 100
+    assert len({bytes(pixel) for row in (pixels * 255).astype("u1") for pixel in row}) >= colours
+
+
+def workers_of(mark: str) -> set[int]:
+    """Every worker process, whoever its parent is by now, that inherited a mark in its environment."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is not ours to look at
+            marked = mark.encode() in (folder / "environ").read_bytes()
+            if marked and b"aiovec.worker" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    printed = run(tmp_path, "quickstart.py", "--num-envs", "4", "--steps", "50")
+    assert "CartPole: 4 envs in" in printed
+    assert "mean return" in printed
+    assert "caught OutOfFuelError of env 1: no fuel left at" in printed
+    assert "after its reset all three fly" in printed
+    assert "heartbeats of 5 ms" in printed
+
+
+def test_quickstart_counts_episodes_as_cartpole_does(tmp_path: Path) -> None:
+    """Its reward is 1 a step, so a mean return is a mean length, unless the step that resets were counted."""
+    printed = run(tmp_path, "quickstart.py", "--num-envs", "8", "--steps", "200")
+    match = re.search(r"mean return ([\d.]+), mean length ([\d.]+)", printed)
+    assert match is not None
+    assert match[1] == match[2]
+
+
+def test_breakout(tmp_path: Path) -> None:
+    needs("ale_py", "matplotlib", "rich")
+    arguments = ["--num-envs=2", "--steps=40", "--rounds=1", "--num-workers=1", "--output=pictures/seen.png"]
+    printed = run(tmp_path, "breakout.py", *arguments)
+    assert "Breakout, 2 envs, raw frames" in printed
+    assert "The frames of all four were the same after every round." in printed
+    assert "Picture: pictures/seen.png" in printed
+    assert_is_picture(tmp_path / "pictures/seen.png", colours=8)
+
+
+def test_demo(tmp_path: Path) -> None:
+    needs("ale_py", "matplotlib", "pygame", "rich")
+    printed = run(tmp_path, "demo.py", "--seconds", "1.5", "--num-cartpoles", "4", "--num-breakouts", "2")
+    assert re.search(
+        r"^  1\.\d s \| CartPole [\d,]+ env steps/s.* \| Breakout [\d,]+ env steps/s", printed, re.MULTILINE
+    )
+    for name, colours in (("demo-breakout.png", 8), ("demo-cartpole.png", 4)):
+        assert f"Picture: out/{name}" in printed
+        assert_is_picture(tmp_path / "out" / name, colours=colours)
+
+
+@pytest.mark.parametrize("moment", ["starting the workers", "CartPole"], ids=["while it starts", "while it plays"])
+def test_demo_ends_cleanly_at_ctrl_c(tmp_path: Path, moment: str) -> None:
+    needs("ale_py", "matplotlib", "pygame", "rich")
+    mark = f"AIOVEC_TEST_MARK={tmp_path}"
+    with subprocess.Popen(
+        [sys.executable, "-u", str(EXAMPLES / "demo.py"), "--seconds", "60", "--num-cartpoles", "4"],
+        cwd=tmp_path,
+        env=os.environ | dict([mark.split("=")]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        too_late = threading.Timer(60, demo.kill)
+        too_late.start()
+        try:
+            assert demo.stdout is not None
+            assert any(moment in line for line in demo.stdout)
+            while not workers_of(mark):
+                assert demo.poll() is None
+                time.sleep(0.005)
+            begin = time.monotonic()
+            demo.send_signal(signal.SIGINT)
+            printed, errors = demo.communicate()
+            seconds = time.monotonic() - begin
+        finally:
+            too_late.cancel()
+            demo.kill()
+    assert workers_of(mark) == set()
+    assert demo.returncode == 130, errors
+    assert errors == ""
+    assert printed.splitlines()[-1] == "stopped by Ctrl-C; every worker has ended"
+    assert seconds < ENDS_WITHIN_SECONDS
+    assert not (tmp_path / "out").exists()
