@@ -103,14 +103,15 @@ def coverage(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The table of DESIGN §6, interleaved with bare processes and Gymnasium's AsyncVectorEnv."""
     _install(session, "bench")
-    session.run("python", "tests/bench/table.py", *session.posargs, env=_isolated())
+    session.run("python", "tests/bench/table.py", *session.posargs)
 
 
 @nox.session(python=SUPPORTED_BEST)
 def demo(session: nox.Session) -> None:
     """CartPole and Breakout, many at once, under await in one event loop."""
     session.install("--quiet", ".[examples]")
-    session.run("python", "examples/demo.py", *session.posargs, env=_isolated())
+    # Its own clean end after a Ctrl-C takes longer than nox's 0.5 s.
+    session.run("python", "examples/demo.py", *session.posargs, interrupt_timeout=10, terminate_timeout=5)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,11 @@ def merge(parts: Sequence[tuple[Sequence[int], Columns]], num_rows: int) -> dict
     by_key: dict[str, list[tuple[Sequence[int], Any]]] = {}
     for all_rows, columns in parts:
         for key, (some_rows, values) in columns.items():
-            by_key.setdefault(key, []).append((all_rows if some_rows is None else some_rows, values))
+            column = (all_rows if some_rows is None else some_rows, values)
+            if key in by_key:
+                by_key[key].append(column)
+            else:
+                by_key[key] = [column]
     infos: dict[str, Any] = {}
     for key, columns_of_key in by_key.items():
         infos[key] = _merge_column(key, columns_of_key, num_rows)
@@ -97,12 +101,13 @@ def renumber(columns: Columns, position: Mapping[int, int]) -> Columns:
 
 
 def _index(rows: Sequence[int]) -> Any:
-    return slice(rows.start, rows.stop) if isinstance(rows, range) and rows.step == 1 else rows
+    return slice(rows.start, rows.stop) if type(rows) is range else rows
 
 
 def _merge_column(key: str, parts: list[tuple[Sequence[int], Any]], num_rows: int) -> Any:
-    if all(isinstance(values, dict) for _, values in parts):
-        return merge([(rows, values) for rows, values in parts], num_rows)
+    first = parts[0][1]
+    if isinstance(first, dict) and all(isinstance(values, dict) for _, values in parts):
+        return merge(parts, num_rows)
     if any(isinstance(values, dict) for _, values in parts):  # dicts here, something else there
         parts = [(rows, _as_dicts(rows, values) if isinstance(values, dict) else values) for rows, values in parts]
     first = parts[0][1][0]

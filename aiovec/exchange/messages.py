@@ -7,8 +7,8 @@ worker in the parent's own process) hands these very objects over.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy.typing as npt
@@ -124,9 +124,10 @@ class SetAttrRequest:
     values: Sequence[Any]
 
 
-@dataclass(frozen=True)
-class BatchReply:
+class BatchReply(NamedTuple):
     """What `step` and `reset` answer beside the slab; with nothing to say the frame has no payload.
+
+    A named tuple, since it is on the step path: it pickles in a third of a dataclass's time.
 
     Attributes:
         infos: Columns, by env index.
@@ -135,10 +136,10 @@ class BatchReply:
         arrays: The worker's rows of the buffer, where no memory is shared.
     """
 
-    infos: Columns = field(default_factory=dict)
-    dynamic: list[list[Any]] = field(default_factory=list)
-    failures: list[FailureRecord] = field(default_factory=list)
-    arrays: list[npt.NDArray[Any]] = field(default_factory=list)
+    infos: Columns
+    dynamic: Sequence[list[Any]] = ()
+    failures: Sequence[FailureRecord] = ()
+    arrays: Sequence[npt.NDArray[Any]] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import asyncio
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from aiovec.exchange.failures import FailureRecord
@@ -84,7 +83,7 @@ class InProcessWorker:
 
 def _own(reply: BatchReply | None) -> BatchReply | None:
     """Observations without a fixed size are copied, as `SyncVectorEnv` does; others were copied into the slab."""
-    return reply if reply is None or not reply.dynamic else replace(reply, dynamic=copy.deepcopy(reply.dynamic))
+    return reply if reply is None or not reply.dynamic else reply._replace(dynamic=copy.deepcopy(reply.dynamic))
 
 
 def _capture(exception: BaseException, env_index: int, command: str) -> FailureRecord:

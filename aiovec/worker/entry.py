@@ -7,12 +7,17 @@ parent.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
 import sys
 
 from aiovec.worker.lifeline import hold_lifeline
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 __all__ = ["THREAD_LIMITS", "run_forked", "run_interpreter"]
 
@@ -73,6 +78,7 @@ def _work(connection_fd: int, lifeline_fd: int, slab_fd: int, parent_pid: int, l
     for variable in THREAD_LIMITS:
         os.environ.setdefault(variable, "1")
     sys.breakpointhook = _no_debugger
+    _keep_freed_memory()
     from aiovec.worker.serve import serve  # noqa: PLC0415  heavy: numpy, gymnasium
 
     # The parent may be gone, or have closed its end: then there is nobody left to tell.
@@ -82,6 +88,17 @@ def _work(connection_fd: int, lifeline_fd: int, slab_fd: int, parent_pid: int, l
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed, up to 64 MB, instead of giving it back and faulting it in again each step.
+
+    An image observation is above its thresholds: 5 Breakout frames a step are 125 page faults otherwise.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
 
 
 def _no_debugger(*_args: object, **_kwargs: object) -> None:

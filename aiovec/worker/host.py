@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,8 +36,6 @@ __all__ = ["EnvHost"]
 Capture = Callable[[BaseException, int, str], FailureRecord]
 Transition = tuple[Any, Any, Any, Any, dict[str, Any]]
 
-_FAILED: Transition = (None, 0.0, False, False, {})  # stands in for the transition of an env that raised
-
 
 class EnvHost:
     """The envs of one worker.
@@ -54,8 +53,12 @@ class EnvHost:
         self.envs: list[gym.Env[Any, Any]] = []
         # What a step calls for each env: its `step`, or under NEXT_STEP after an episode its autoreset.
         self._calls: list[Callable[[Any], Transition]] = []
+        self._autoresets: list[Callable[[Any], Transition]] = []
         # Each env's last observation: under a reset_mask the other rows repeat it.
-        self._observations: Sequence[Any] = []
+        self._observations: list[Any] = []
+        self._rewards: list[Any] = []
+        self._terminations: list[Any] = []
+        self._truncations: list[Any] = []
         self._has_dynamic_leaves = False
         self._dynamic_columns: Callable[[Sequence[Any]], list[list[Any]]] = lambda _observations: []
 
@@ -78,7 +81,11 @@ class EnvHost:
             self.close()
             return BuildReply([], {}, None, failures)
         self._calls = [env.step for env in self.envs]
+        self._autoresets = [functools.partial(self._autoreset, row) for row in range(len(self.envs))]
         self._observations = [None] * len(self.envs)
+        self._rewards = [0.0] * len(self.envs)
+        self._terminations = [False] * len(self.envs)
+        self._truncations = [False] * len(self.envs)
         first = self.envs[0]
         return BuildReply(self._spaces(), dict(first.metadata), first.render_mode, [])
 
@@ -111,60 +118,62 @@ class EnvHost:
         Returns:
             What there is to say beside the rows, or `None`.
         """
-        transitions: list[Transition] = []
-        append = transitions.append
+        observations, rewards = self._observations, self._rewards
+        terminations, truncations = self._terminations, self._truncations
+        infos: list[tuple[int, dict[str, Any]]] = []
         errors: dict[int, BaseException] = {}
-        turns = zip(self._calls, actions, strict=True)
+        transition: Any = None
+        row = -1
+        turns = zip(range(len(observations)), self._calls, actions, strict=True)
         while True:
             try:
-                for call, action in turns:
-                    append(call(action))
-            except BaseException as exception:  # noqa: BLE001
-                errors[len(transitions)] = exception
-                append(_FAILED)
-            else:
+                for row, call, action in turns:
+                    transition = call(action)
+                    observations[row], rewards[row], terminations[row], truncations[row], info = transition
+                    if info:
+                        infos.append((row, info))
                 break
-        observations: Sequence[Any]
-        infos: Sequence[dict[str, Any]]
-        try:
-            observations, rewards, terminations, truncations, infos = zip(*transitions, strict=True)
-        except (TypeError, ValueError):
-            transitions = [self._checked_transition(row, got, errors) for row, got in enumerate(transitions)]
-            observations, rewards, terminations, truncations, infos = zip(*transitions, strict=True)
+            except BaseException as exception:
+                if not 0 <= row < len(observations):
+                    raise  # not an env's: the batch has another number of actions
+                # What an earlier env returned had five values: else it is this one's result that could not be taken.
+                wrong = transition is not None and not (isinstance(transition, tuple) and len(transition) == 5)
+                errors[row] = self._wrong_result(row, "step", transition) if wrong else exception
+                transition = None
+                rewards[row], terminations[row], truncations[row] = 0.0, False, False
         errors.update(writer.write_outcomes(rewards, terminations, truncations))
         entries: list[tuple[int, dict[str, Any]]] = []
-        if any(terminations) or any(truncations):
-            ended = [
-                row
-                for row, (terminated, truncated) in enumerate(zip(terminations, truncations, strict=True))
-                if row not in errors and (terminated or truncated)
-            ]
-            observations, infos = self._end_episodes(ended, list(observations), list(infos), entries, errors)
-        return self._answer(observations, infos, entries, errors, writer, "step")
+        if self._autoreset_mode is not AutoresetMode.DISABLED and (ended := writer.ended()):
+            self._end_episodes(ended, infos, entries, errors)
+        return self._answer(infos, entries, errors, writer, "step")
 
     def _end_episodes(
         self,
         ended: list[int],
-        observations: list[Any],
-        infos: list[dict[str, Any]],
+        infos: list[tuple[int, dict[str, Any]]],
         entries: list[tuple[int, dict[str, Any]]],
         errors: dict[int, BaseException],
-    ) -> tuple[list[Any], list[dict[str, Any]]]:
+    ) -> None:
         """Applies the autoreset mode to the rows whose episode ended with this step."""
         if self._autoreset_mode is AutoresetMode.NEXT_STEP:
             for row in ended:
-                self._calls[row] = functools.partial(self._autoreset, row)
-        elif self._autoreset_mode is AutoresetMode.SAME_STEP:
-            for row in ended:
-                # Copied before the reset: an env that reuses its array would overwrite the terminal observation.
-                final = {"final_obs": copy.deepcopy(observations[row]), "final_info": infos[row]}
-                try:
-                    observations[row], infos[row] = self._reset(row, None, None)
-                except BaseException as exception:  # noqa: BLE001
-                    errors[row] = exception
-                else:
-                    entries.append((self.env_ids[row], final))
-        return observations, infos
+                if row not in errors:
+                    self._calls[row] = self._autoresets[row]
+            return
+        final_infos = dict(infos)
+        for row in ended:
+            if row in errors:
+                continue
+            # Copied before the reset: an env that reuses its array would overwrite the terminal observation.
+            final = {"final_obs": copy.deepcopy(self._observations[row]), "final_info": final_infos.pop(row, {})}
+            try:
+                self._observations[row], info = self._reset(row, None, None)
+            except BaseException as exception:  # noqa: BLE001
+                errors[row] = exception
+            else:
+                entries.append((self.env_ids[row], final))
+                final_infos[row] = info
+        infos[:] = sorted(final_infos.items())
 
     def _autoreset(self, row: int, _action: Any) -> Transition:
         observation, info = self._reset(row, None, None)
@@ -175,114 +184,87 @@ class EnvHost:
         result: Any = env.reset() if seed is None and options is None else env.reset(seed=seed, options=options)
         self._calls[row] = env.step
         if not isinstance(result, tuple) or len(result) != 2:
-            raise InvalidEnvResultError(self.env_ids[row], "result of reset", "(observation, info)", _shape_of(result))
+            raise self._wrong_result(row, "reset", result)
         return result
 
-    def _checked_transition(self, row: int, got: Any, errors: dict[int, BaseException]) -> Transition:
-        if isinstance(got, (tuple, list)) and len(got) == 5:
-            return tuple(got)
-        errors[row] = InvalidEnvResultError(
-            self.env_ids[row],
-            "result of step",
-            "(observation, reward, terminated, truncated, info)",
-            _shape_of(got),
-        )
-        return _FAILED
+    def _wrong_result(self, row: int, command: str, got: Any) -> InvalidEnvResultError:
+        expected = "(observation, info)" if command == "reset" else "(observation, reward, terminated, truncated, info)"
+        return InvalidEnvResultError(self.env_ids[row], f"result of {command}", expected, _shape_of(got))
 
     # ---- reset
 
     def reset(self, request: ResetRequest, writer: RowWriter) -> BatchReply | None:
         """Resets some envs and writes their rows; with `whole_batch` the others' last observations too."""
         rows = range(len(self.envs)) if request.rows is None else request.rows
-        observations = list(self._observations)
-        infos: list[dict[str, Any]] = [{} for _ in observations]
+        infos: list[tuple[int, dict[str, Any]]] = []
         errors: dict[int, BaseException] = {}
         for row, seed in zip(rows, request.seeds, strict=True):
             try:
                 # Each env its own dict: one that pops a key must not take it from the next.
                 options = None if request.options is None else dict(request.options)
-                observations[row], infos[row] = self._reset(row, seed, options)
+                self._observations[row], info = self._reset(row, seed, options)
             except BaseException as exception:  # noqa: BLE001
                 errors[row] = exception
-        if request.rows is None or request.whole_batch:
-            zeros = [0.0] * len(observations)
-            writer.write_outcomes(zeros, [False] * len(observations), [False] * len(observations))
-            return self._answer(observations, infos, [], errors, writer, "reset")
-        return self._answer_some(request.rows, observations, infos, errors, writer)
+            else:
+                infos.append((row, info))
+        if request.rows is not None and not request.whole_batch:
+            return self._answer_some(request.rows, infos, errors, writer)
+        zeros, falses = [0.0] * len(self.envs), [False] * len(self.envs)
+        writer.write_outcomes(zeros, falses, falses)
+        return self._answer(infos, [], errors, writer, "reset")
 
     # ---- answers
 
     def _answer(
         self,
-        observations: Sequence[Any],
-        infos: Sequence[dict[str, Any]],
+        infos: list[tuple[int, dict[str, Any]]],
         entries: list[tuple[int, dict[str, Any]]],
         errors: dict[int, BaseException],
         writer: RowWriter,
         command: str,
     ) -> BatchReply | None:
         """Writes the observations of all rows and gathers what does not go into the slab."""
+        observations = self._observations
         if errors:
             good = [row for row in range(len(observations)) if row not in errors]
-            observations = [
-                self._observations[row] if row in errors else observation
-                for row, observation in enumerate(observations)
-            ]
             errors.update(writer.write_some(good, [observations[row] for row in good]))
-        elif wrong := writer.write_observations(observations):
-            errors.update(wrong)
-            observations = [
-                self._observations[row] if row in errors else observation
-                for row, observation in enumerate(observations)
-            ]
-        self._observations = observations
-        if any(infos):
-            entries += [
-                (env_index, info)
-                for row, (env_index, info) in enumerate(zip(self.env_ids, infos, strict=True))
-                if info and self._is_info(row, info, errors)
-            ]
-        if not (entries or errors or self._has_dynamic_leaves):
+        else:
+            errors.update(writer.write_observations(observations))
+        if not (infos or entries or errors or self._has_dynamic_leaves):
             return None
-        return self._reply(entries, self._dynamic_columns(observations), errors, command)
+        return self._reply(infos, entries, self._dynamic_columns(observations), errors, command)
 
     def _answer_some(
         self,
         rows: Sequence[int],
-        observations: list[Any],
-        infos: list[dict[str, Any]],
+        infos: list[tuple[int, dict[str, Any]]],
         errors: dict[int, BaseException],
         writer: RowWriter,
     ) -> BatchReply | None:
         good = [row for row in rows if row not in errors]
-        errors.update(writer.write_some(good, [observations[row] for row in good]))
-        self._observations = [
-            self._observations[row] if row in errors else observation for row, observation in enumerate(observations)
-        ]
-        entries = [
-            (self.env_ids[row], infos[row])
-            for row in sorted(rows)
-            if infos[row] and row not in errors and self._is_info(row, infos[row], errors)
-        ]
-        if not (entries or errors or self._has_dynamic_leaves):
+        errors.update(writer.write_some(good, [self._observations[row] for row in good]))
+        if not (infos or errors or self._has_dynamic_leaves):
             return None
-        return self._reply(entries, self._dynamic_columns([observations[row] for row in rows]), errors, "reset")
-
-    def _is_info(self, row: int, info: Any, errors: dict[int, BaseException]) -> bool:
-        if isinstance(info, dict):
-            return True
-        errors[row] = InvalidEnvResultError(self.env_ids[row], "info", "a dict", _shape_of(info))
-        return False
+        dynamic = self._dynamic_columns([self._observations[row] for row in rows])
+        return self._reply(sorted(infos, key=operator.itemgetter(0)), [], dynamic, errors, "reset")
 
     def _reply(
         self,
+        infos: list[tuple[int, dict[str, Any]]],
         entries: list[tuple[int, dict[str, Any]]],
         dynamic: list[list[Any]],
         errors: dict[int, BaseException],
         command: str,
     ) -> BatchReply:
-        failed = {self.env_ids[row] for row in errors}
-        entries = [(env_index, info) for env_index, info in entries if env_index not in failed]
+        for row, info in infos:
+            checked: Any = info
+            if row not in errors and not isinstance(checked, dict):
+                errors[row] = InvalidEnvResultError(self.env_ids[row], "info", "a dict", _shape_of(info))
+        first = self.env_ids.start
+        if errors:
+            infos = [(row, info) for row, info in infos if row not in errors]
+            entries = [(env_index, final) for env_index, final in entries if env_index - first not in errors]
+        entries += [(first + row, info) for row, info in infos]
         return BatchReply(
             infos_.collect(entries, len(self.env_ids)) if entries else {},
             dynamic,
@@ -317,7 +299,7 @@ class EnvHost:
         def set_one(row: int, position: int) -> None:
             env = self.envs[row]
             env.set_wrapper_attr(request.name, request.values[position])
-            if not isinstance(self._calls[row], functools.partial):
+            if self._calls[row] is not self._autoresets[row]:
                 self._calls[row] = env.step  # it may have been `step` that was set
 
         return self._for_each(request.rows, set_one, f"set_attr({request.name!r})")

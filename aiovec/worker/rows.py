@@ -6,6 +6,7 @@ row looked at, to name the env, the leaf and both shapes, and to keep the rows o
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,9 @@ from aiovec.exchange.layout import Layout, Leaf
 from aiovec.exchange.slab import Buffer
 
 __all__ = ["RowWriter"]
+
+_SHORT_NBYTES = 256
+_dtype_of = operator.attrgetter("dtype")
 
 
 class RowWriter:
@@ -94,6 +98,16 @@ class RowWriter:
                     )
         return errors
 
+    def ended(self) -> list[int]:
+        """The rows whose last written outcome ends an episode."""
+        rows: set[int] = set()
+        for flags in (self._rows.terminations.tobytes(), self._rows.truncations.tobytes()):
+            row = flags.find(1)
+            while row >= 0:
+                rows.add(row)
+                row = flags.find(1, row + 1)
+        return sorted(rows)
+
     def arrays(self) -> list[npt.NDArray[Any]]:
         """The rows, for a reply where no memory is shared."""
         return self._rows.arrays()
@@ -109,15 +123,28 @@ class _Column:
         self._length = leaf.shape[0] if leaf.shape else 0
         # The rows end to end: joining observations along their first axis is the cheapest way to write many.
         self._joined = rows.reshape(-1, *leaf.shape[1:]) if self._length else None
+        # Cheaper still for short vectors: joining their bytes.
+        self._is_short = len(leaf.shape) == 1 and rows[:1].nbytes <= _SHORT_NBYTES and self._length > 0
+        self._bytes: Any = memoryview(rows.reshape(-1).view(np.uint8)) if self._is_short else None  # type: ignore[arg-type]
 
     def write(self, values: Sequence[Any]) -> None:
         """Raises `ValueError` or `TypeError` if any value does not fit; rows may then be half written."""
-        if self._joined is not None:
-            if list(map(len, values)).count(self._length) != self._count:
-                raise ValueError
-            # Checks all other dimensions; casts as np.stack does in Gymnasium's SyncVectorEnv (same_kind).
-            np.concatenate(values, out=self._joined)
+        if self._joined is None:
+            self._write_scalars(values)
             return
+        if list(map(len, values)).count(self._length) != self._count:
+            raise ValueError
+        if self._is_short:
+            try:
+                if list(map(_dtype_of, values)).count(self.leaf.dtype) == self._count:
+                    self._bytes[:] = b"".join(values)
+                    return
+            except (AttributeError, TypeError, ValueError, BufferError):  # lists, or strided arrays
+                pass
+        # Checks all other dimensions; casts as np.stack does in Gymnasium's SyncVectorEnv (same_kind).
+        np.concatenate(values, out=self._joined)
+
+    def _write_scalars(self, values: Sequence[Any]) -> None:
         array = np.array(values)
         if array.shape != self.rows.shape or not np.can_cast(array.dtype, self.leaf.dtype, "same_kind"):
             raise ValueError

@@ -7,6 +7,7 @@ CartPole is a quarter of a step. It yields its core at every look and stops look
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import socket
@@ -93,7 +94,7 @@ class _Server:
         if frame.kind == FrameKind.BUILD:
             return BuildReply([], {}, None, failures)
         if frame.kind in (FrameKind.STEP, FrameKind.RESET):
-            return BatchReply(failures=failures)
+            return BatchReply({}, failures=failures)
         return CallReply([], failures)
 
     def _step(self, frame: Frame) -> BatchReply | None:
@@ -106,13 +107,14 @@ class _Server:
     def _with_rows(self, reply: BatchReply | None, buffer: int) -> BatchReply | None:
         if self._shared:
             return reply
-        reply = reply or BatchReply()
-        return BatchReply(reply.infos, reply.dynamic, reply.failures, self._core.rows(buffer))
+        return (reply or BatchReply({}))._replace(arrays=self._core.rows(buffer))
 
     def _map(self, frame: Frame) -> None:
         request = pickles.loads(frame.payload)
         self._shared = request.shared
         self._core.map(request)
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not walk through it again and again
 
     def _close(self, _frame: Frame) -> CallReply:
         self._closing = True
