@@ -33,7 +33,10 @@ def check_plan(
     max_buffers: int,
 ) -> StartPlan:
     """The arguments of `AsyncVectorEnv`, checked and completed."""
-    env_fns = tuple(env_fns)
+    try:
+        env_fns = tuple(env_fns)
+    except TypeError:
+        raise TypeError(f"env_fns={env_fns!r}: expected a sequence of functions, one an env") from None
     if not env_fns:
         raise ValueError("env_fns is empty: a vector needs at least one env")
     for index, env_fn in enumerate(env_fns):
@@ -59,7 +62,7 @@ def check_plan(
     if context not in _CONTEXTS:
         raise ValueError(f"context={context!r}: expected one of {', '.join(map(repr, _CONTEXTS))}")
     for name, seconds in (("start_timeout", start_timeout), ("close_grace", close_grace)):
-        if not seconds > 0:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
             raise ValueError(f"{name}={seconds!r}: expected a number of seconds above 0")
     if not _is_int(max_buffers) or max_buffers < 1:
         raise ValueError(f"max_buffers={max_buffers!r}: expected a number of buffers from 1")
@@ -81,6 +84,10 @@ def check_plan(
 def env_ids_of(num_envs: int, env_ids: Sequence[int]) -> list[int]:
     """Checks which envs are meant: each exists, none twice."""
     ids: list[int] = []
+    try:
+        env_ids = list(env_ids)
+    except TypeError:
+        raise TypeError(f"env_ids={env_ids!r}: expected a sequence of env indices") from None
     for env_index in env_ids:
         if not _is_int(env_index) or not 0 <= env_index < num_envs:
             raise ValueError(f"env_ids has {env_index!r}: the envs are numbered from 0 to {num_envs - 1}")

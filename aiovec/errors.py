@@ -15,7 +15,7 @@
     └── WorkerDied                  a worker process ended by itself
 
 An exception of an env is not wrapped: it is raised as itself (see ``aiovec.failures``).
-Constructors take facts and build the sentence, so every class here survives pickling.
+Constructors take facts and build the sentence; every class here survives pickling with both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import gymnasium.error
 
@@ -42,9 +42,9 @@ __all__ = [
     "SpaceMismatchError",
     "WorkerDied",
     "WrongLoopError",
+    "add_note",
     "failures",
-    "mark_failure",
-    "mark_group",
+    "mark_failures",
     "name_envs",
 ]
 
@@ -63,20 +63,16 @@ def name_envs(env_ids: Sequence[int]) -> str:
 class AiovecError(Exception):
     """The root of aiovec's own errors."""
 
-    _facts: tuple[Any, ...]
-    _named_facts: dict[str, Any]
-
-    def __new__(cls, *facts: Any, **named_facts: Any) -> Self:
-        self = super().__new__(cls, *facts)
-        self._facts, self._named_facts = facts, named_facts
-        return self
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._facts, self._named_facts), self.__dict__
+        # Neither __init__ nor __new__ runs again: args, attributes and notes are the state, the sentence included.
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
-def _rebuild(cls: type[AiovecError], facts: tuple[Any, ...], named_facts: dict[str, Any]) -> AiovecError:
-    return cls(*facts, **named_facts)
+def _rebuild(cls: type[AiovecError], args: tuple[Any, ...], state: dict[str, Any]) -> AiovecError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class AlreadyPendingCallError(AiovecError, gymnasium.error.AlreadyPendingCallError):
@@ -187,7 +183,7 @@ class SpaceMismatchError(AiovecError, RuntimeError):
         super().__init__(f"the {kind} space of env {env_index} is {got}, that of the vector is {expected}. {advice}")
 
 
-class SlabMemoryError(AiovecError, MemoryError):
+class SlabMemoryError(MemoryError, AiovecError):
     """The system has no memory for the shared slab; the vector was not started.
 
     Attributes:
@@ -293,36 +289,38 @@ class Failure:
     exception: BaseException
 
 
-# Private marks, so that an exception group that an env itself raised is told from the one that aiovec made.
-_FAILURE = "_aiovec_failure"
-_GROUP = "_aiovec_group"
+# A private mark, so that an exception group that an env itself raised is told from the one that aiovec made.
+_FAILURES = "_aiovec_failures"
 
 
 def failures(exception: BaseException) -> list[Failure]:
     """Every failed env in an exception that aiovec raised.
 
     Args:
-        exception: What an awaited call raised: one env's exception, or the group of several.
+        exception: What an awaited call raised: one env's exception, the group of several, or a group that
+            `except*` or a task group made of such.
 
     Returns:
         One `Failure` an env, in ascending env index; empty if `exception` is not of an env.
     """
-    if (failure := getattr(exception, _FAILURE, None)) is not None:
-        return [failure]
+    marked: list[Failure] | None = getattr(exception, _FAILURES, None)
+    if marked is not None:
+        return list(marked)
     if isinstance(exception, WorkerDied):
         command = exception.command or "nothing"
         return [Failure(index, exception.pid, command, exception) for index in exception.env_ids]
-    if isinstance(exception, BaseExceptionGroup) and hasattr(exception, _GROUP):
+    if isinstance(exception, BaseExceptionGroup):
         return [failure for member in exception.exceptions for failure in failures(member)]
     return []
 
 
-def mark_failure(raised: Exception, failure: Failure) -> None:
-    """Ties `failure` to the exception that is raised for it, and names the env in a note."""
-    setattr(raised, _FAILURE, failure)
-    raised.add_note(f"raised by env {failure.env_index} during {failure.command}, worker pid {failure.pid}")
+def mark_failures(raised: BaseException, of: Sequence[Failure]) -> None:
+    """Ties failed envs to the exception that is raised for them, whatever its class does with attributes."""
+    raised.__dict__[_FAILURES] = list(of)
 
 
-def mark_group(group: BaseException) -> None:
-    """Marks an exception group as made by aiovec."""
-    setattr(group, _GROUP, True)
+def add_note(raised: BaseException, note: str) -> None:
+    """Adds a note, also to a class that forbids attributes to be set."""
+    notes: list[str] = raised.__dict__.setdefault("__notes__", [])
+    if note not in notes:  # an env may raise the same object again and again
+        notes.append(note)

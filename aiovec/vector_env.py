@@ -19,7 +19,7 @@ from aiovec.arguments import check_plan, env_ids_of, reset_targets
 from aiovec.errors import ClosedEnvironmentError, NotStartedError, WrongLoopError
 from aiovec.exchange import infos as infos_
 from aiovec.exchange.actions import ActionWriter
-from aiovec.exchange.failures import as_one_exception, restore
+from aiovec.exchange.failures import as_one_exception
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import BatchReply, CallReply, CallRequest, ResetRequest, SetAttrRequest
 from aiovec.exchange.slab import Buffer
@@ -276,9 +276,9 @@ class AsyncVectorEnv:
         except BaseException:
             self._started.pool.terminate()
             raise
-        failed = [restore(record) for reply in replies for record in reply.failures]
-        if failed:
-            raise as_one_exception("close", failed)
+        records = [record for reply in replies for record in reply.failures]
+        if records:
+            raise as_one_exception("close", records)
 
     def terminate(self) -> None:
         """Ends the workers at once and frees everything, without `await`: from any place, also after the loop."""
@@ -422,16 +422,12 @@ class AsyncVectorEnv:
     ) -> None:
         """Takes an answer: states, and the failures of envs raised."""
         pool.done(call)
-        broken: dict[int, str] = {}
-        if ended is not None:
-            broken = dict.fromkeys(np.flatnonzero(ended).tolist(), "ended its episode, and autoreset is disabled")
         records = [record for reply in replies if reply is not None for record in reply.failures]
-        for record in records:
-            broken[record.env_index] = f"failed in {record.command}"
-        pool.states.settle(call.seq, broken)
+        failed = {record.env_index: f"failed in {record.command}" for record in records}
+        pool.states.settle(call.seq, failed, np.flatnonzero(ended).tolist() if ended is not None else ())
         if records:
             self._ring.give_back(call.buffer)
-            raise as_one_exception(call.command, [restore(record) for record in records])
+            raise as_one_exception(call.command, records)
 
     # ---- how answers become a batch
 
@@ -574,7 +570,7 @@ class AsyncVectorEnv:
         pool.done(call)
         records = [record for reply in replies for record in reply.failures]
         if records:
-            raise as_one_exception(name, [restore(record) for record in records])
+            raise as_one_exception(name, records)
         results: dict[int, Any] = {}
         for index, reply in zip(asked, replies, strict=True):
             results.update(zip(by_worker[index], reply.results, strict=True))

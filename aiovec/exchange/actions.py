@@ -53,9 +53,13 @@ class ActionWriter:
                 array[...] = actions
                 return None
         leaves = [self._leaf(leaf, actions) for leaf in self.layout.leaves]
-        if slab_arrays is not None and all(
-            isinstance(value, np.ndarray) and value.dtype == leaf.dtype
-            for leaf, value in zip(self.layout.leaves, leaves, strict=True)
+        if (
+            slab_arrays is not None
+            and not self.layout.dynamic
+            and all(
+                isinstance(value, np.ndarray) and value.dtype == leaf.dtype
+                for leaf, value in zip(self.layout.leaves, leaves, strict=True)
+            )
         ):
             for array, value in zip(slab_arrays, leaves, strict=True):
                 array[...] = value
@@ -83,7 +87,10 @@ class ActionWriter:
             array = np.asarray(value)
         except ValueError as error:  # a ragged list
             raise InvalidActionsError(name, expected, f"a ragged {type(value).__name__}") from error
-        if array.shape != (self._num_envs, *leaf.shape) or not np.can_cast(array.dtype, leaf.dtype, "same_kind"):
+        fits = np.can_cast(array.dtype, leaf.dtype, "same_kind")
+        if not hasattr(value, "__array__") and array.dtype.kind in "iu":
+            fits = fits or leaf.dtype.kind in "iu"  # Python's ints have no width
+        if array.shape != (self._num_envs, *leaf.shape) or not fits:
             raise InvalidActionsError(name, expected, f"shape {array.shape} of {array.dtype}")
         return array if hasattr(value, "__array__") else value
 
@@ -92,7 +99,7 @@ def _without_foreign_arrays(actions: Any) -> Any:
     """Arrays of other libraries as numpy arrays: an env must not need PyTorch or JAX for its action."""
     if isinstance(actions, Mapping):
         return {key: _without_foreign_arrays(value) for key, value in actions.items()}
-    if isinstance(actions, tuple):
+    if type(actions) is tuple:
         return tuple(_without_foreign_arrays(value) for value in actions)
     if hasattr(actions, "__array__") and not isinstance(actions, (np.ndarray, np.generic)):
         return np.asarray(actions)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from aiovec.errors import Failure, RemoteError, mark_failure, mark_group
+from aiovec.errors import Failure, RemoteError, add_note, mark_failures
 from aiovec.exchange import pickles
 
 __all__ = ["FailureRecord", "as_one_exception", "capture", "restore", "wrap"]
@@ -50,15 +49,10 @@ class FailureRecord:
 
 def capture(exception: BaseException, env_index: int, pid: int, command: str) -> FailureRecord:
     """Turns an exception into bytes and facts; never raises for what the exception holds or does."""
-    try:
-        text = str(exception)
-    except Exception as error:  # noqa: BLE001  a __str__ that raises is the user's, and must not hide the failure
-        text = f"<its __str__ raised {type(error).__name__}>"
     cls = type(exception)
-    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     try:
         formatted = "".join(traceback.format_exception(exception))
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  the user's own __str__ again
         formatted = f"<its traceback could not be formatted: {type(error).__name__}>"
     try:
         pickled = pickles.dumps_with_tracebacks(exception)
@@ -66,13 +60,16 @@ def capture(exception: BaseException, env_index: int, pid: int, command: str) ->
             pickled = b""
     except Exception:  # noqa: BLE001  this is the trial
         pickled = b""
-    return FailureRecord(env_index, pid, command, pickled, name, text, formatted)
+    return FailureRecord(env_index, pid, command, pickled, _name(cls), _text(exception), formatted)
 
 
 def restore(record: FailureRecord) -> Exception:
     """The exception to raise in the awaiting task, with a note and marked for `aiovec.failures`."""
-    exception = record.original or _load(record)
-    return wrap(exception, Failure(record.env_index, record.pid, record.command, exception))
+    exception = _load(record) if record.original is None else record.original
+    raised = wrap(exception)
+    add_note(raised, f"raised by env {record.env_index} during {record.command}, worker pid {record.pid}")
+    mark_failures(raised, [_failure(record, exception)])
+    return raised
 
 
 def _load(record: FailureRecord) -> BaseException:
@@ -84,21 +81,37 @@ def _load(record: FailureRecord) -> BaseException:
     return RemoteError(record.type_name, record.text, record.formatted)
 
 
-def wrap(exception: BaseException, failure: Failure) -> Exception:
+def wrap(exception: BaseException) -> Exception:
     """An exception that a task may raise: others than `Exception`, and the stop signals of iterators, are wrapped."""
     if isinstance(exception, Exception) and not isinstance(exception, (StopIteration, StopAsyncIteration)):
-        raised = exception
-    else:
-        raised = RemoteError(type(exception).__qualname__, str(exception))
-        raised.__cause__ = exception
-    mark_failure(raised, failure)
+        return exception
+    raised = RemoteError(_name(type(exception)), _text(exception))
+    raised.__cause__ = exception
     return raised
 
 
-def as_one_exception(command: str, exceptions: Sequence[Exception]) -> Exception:
-    """One failure is itself; several are a group in ascending env index."""
+def as_one_exception(command: str, records: Sequence[FailureRecord]) -> Exception:
+    """What to raise for failed envs: one exception is itself, several are a group in ascending env index."""
+    records = sorted(records, key=lambda record: record.env_index)
+    exceptions = [restore(record) for record in records]
     if len(exceptions) == 1:
         return exceptions[0]
-    group: Any = ExceptionGroup(f"{len(exceptions)} envs failed in {command}", list(exceptions))
-    mark_group(group)
-    return group  # type: ignore[no-any-return]
+    group = ExceptionGroup(f"{len(exceptions)} envs failed in {command}", exceptions)
+    # Of the group itself too: several envs of one process may have raised the very same object.
+    mark_failures(group, [_failure(record, raised) for record, raised in zip(records, exceptions, strict=True)])
+    return group
+
+
+def _failure(record: FailureRecord, exception: BaseException) -> Failure:
+    return Failure(record.env_index, record.pid, record.command, exception)
+
+
+def _name(cls: type[BaseException]) -> str:
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _text(exception: BaseException) -> str:
+    try:
+        return str(exception)
+    except Exception as error:  # noqa: BLE001  a __str__ that raises is the user's, and must not hide the failure
+        return f"<its __str__ raised {type(error).__name__}>"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 __all__ = ["HEADER_NBYTES", "Frame", "FrameKind", "FrameReader", "pack_frame", "pack_header"]
@@ -95,8 +95,16 @@ class FrameReader:
         else:
             self._filled += nbytes
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Iterable[Frame]:
         """The frames that are complete, each once. Run it to its end before the next `space()`."""
+        if self._filled == HEADER_NBYTES and self._large is None:  # the step path: a reply with nothing to say
+            nbytes, seq, kind, buffer = _HEADER.unpack_from(self._chunk)
+            if not nbytes:
+                self._filled = 0
+                return (Frame(kind, seq, buffer, b""),)
+        return self._cut()
+
+    def _cut(self) -> Iterator[Frame]:
         if self._large is not None:
             if self._large_filled == len(self._large):
                 kind, seq, buffer = self._large_header

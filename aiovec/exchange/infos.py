@@ -52,7 +52,7 @@ def _compact(key: str, env_ids: list[int], values: list[Any]) -> list[Any] | npt
         return values
     if isinstance(first, dict) and all(isinstance(value, dict) for value in values):
         return collect(zip(env_ids, values, strict=True), -1)
-    if type(first) is np.ndarray and first.dtype.kind != "O":
+    if type(first) is np.ndarray and first.ndim and first.dtype.kind != "O":
         shape, dtype = first.shape, first.dtype
         if all(type(value) is np.ndarray and value.shape == shape and value.dtype == dtype for value in values):
             return np.stack(values)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from types import TracebackType
+from types import TracebackType, WrapperDescriptorType
 from typing import Any
 
 import cloudpickle
@@ -59,7 +59,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no stubs
         if isinstance(obj, TracebackType):
             return _rebuild_traceback, (_flat_frames(obj),)
         if isinstance(obj, BaseException):
-            return tblib.pickling_support.pickle_exception(obj)
+            # An __init__ written in C takes its own args back, and only so is its state complete.
+            init = type(obj).__init__
+            in_c = (init,) if isinstance(init, WrapperDescriptorType) else ()
+            return tblib.pickling_support.pickle_exception(obj, builtin_inits=in_c)
         if isinstance(obj, type) and obj.__module__ == "__main__" and "<locals>" not in obj.__qualname__:
             _main_classes[obj.__qualname__] = obj
             return _main_class, (obj.__qualname__,)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from aiovec.errors import WorkerDied
 from aiovec.exchange import pickles
-from aiovec.exchange.frames import Frame, pack_frame
+from aiovec.exchange.frames import Frame, pack_frame, pack_header
 from aiovec.pool.channel import Channel
 from aiovec.pool.output import WorkerOutput
 from aiovec.pool.process import WorkerProcess
@@ -95,7 +95,7 @@ class LocalWorker:
         return b"" if message is None else pickles.dumps_to_worker(message)
 
     def post(self, kind: int, seq: int, buffer: int, prepared: bytes) -> None:
-        self._channel.write(pack_frame(kind, seq, buffer, prepared))
+        self._channel.write(pack_frame(kind, seq, buffer, prepared) if prepared else pack_header(kind, seq, buffer))
 
     def unpack(self, payload: memoryview | bytes) -> Any:
         return pickles.loads(payload) if payload else None

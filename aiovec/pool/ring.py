@@ -43,10 +43,7 @@ class Ring:
 
     def take(self) -> int:
         """A buffer for a whole-batch call: a free one of the ring, else home."""
-        try:
-            return self._free.popleft()
-        except IndexError:
-            return HOME
+        return self._free.popleft() if self._free else HOME
 
     def give_back(self, buffer: int) -> None:
         """A buffer that nobody will read."""

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode
 
 from aiovec.errors import EnvTimeoutError
 from aiovec.exchange import pickles
-from aiovec.exchange.failures import as_one_exception, restore
+from aiovec.exchange.failures import as_one_exception
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import BuildReply, BuildRequest, MapRequest
@@ -79,7 +79,7 @@ async def start(plan: StartPlan) -> Started:
             building = pool.post(FrameKind.BUILD, "build", pool.prepare(requests))
             replies: list[BuildReply] = await pool.answered(building)
             pool.done(building)
-            failed = [restore(record) for reply in replies for record in reply.failures]
+            failed = [record for reply in replies for record in reply.failures]
             if failed:
                 raise as_one_exception("build", failed)
             facts = [fact for reply in replies for fact in reply.spaces]
@@ -128,5 +128,5 @@ async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> None:
     mapping = pool.post(FrameKind.MAP, "map", pool.prepare(messages))
     for refused in await pool.answered(mapping):
         if refused is not None:
-            raise as_one_exception("map", [restore(record) for record in refused.failures[:1]])
+            raise as_one_exception("map", refused.failures[:1])
     pool.done(mapping)

@@ -22,6 +22,7 @@ from aiovec.errors import AlreadyPendingCallError, ResetNeeded
 __all__ = ["EnvState", "EnvStates"]
 
 _NEW = "not been reset yet"
+_ENDED = "ended its episode, and autoreset is disabled"
 
 
 class EnvState(enum.IntEnum):
@@ -44,6 +45,7 @@ class EnvStates:
         self._states = np.full(num_envs, EnvState.BROKEN, dtype=np.uint8)
         self._reasons = dict.fromkeys(range(num_envs), _NEW)
         self._callers = np.zeros(num_envs, dtype=np.int64)  # the number of the call that has or had each env
+        self._observed = np.zeros(num_envs, dtype=np.bool_)  # whether it ever gave an observation
         self._all_idle = False
         self._caller_of_all = 0  # the number of a call that has all envs, else 0
 
@@ -88,17 +90,31 @@ class EnvStates:
     def check_repeatable(self, command: str, env_ids: Sequence[int]) -> None:
         """Refuses envs that are busy or have no observation yet, where a call repeats their last one."""
         self._refuse_busy(command, (EnvState.AWAITED, EnvState.OWED), env_ids)
-        unknown = [index for index in env_ids if self._reasons.get(index) == _NEW]
+        unknown = [index for index in env_ids if not self._observed[index]]
         if unknown:
-            raise ResetNeeded(command, unknown, "are not in the reset_mask, but have not been reset yet")
+            reason = "not in the reset_mask, but without an observation to repeat"
+            raise ResetNeeded(command, unknown, f"{'is' if len(unknown) == 1 else 'are'} {reason}")
 
-    def settle(self, seq: int, failed: Mapping[int, str]) -> None:
-        """The answer was taken: awaited → idle, and the `failed` ones → broken, with why a reset is needed."""
-        if self._caller_of_all == seq and not failed:
+    def settle(self, seq: int, failed: Mapping[int, str], ended: Sequence[int] = ()) -> None:
+        """The answer was taken: awaited → idle, except those that need a reset → broken.
+
+        Args:
+            seq: The call.
+            failed: Envs with why a reset is needed; they have no observation to repeat.
+            ended: Envs whose episode ended, where nobody resets them but the user.
+        """
+        if self._caller_of_all == seq and not failed and not ended:
             self._states.fill(EnvState.IDLE)
+            self._observed.fill(True)
             self._all_idle = True
             return
-        self._states[self._mine(seq, EnvState.AWAITED)] = EnvState.IDLE
+        mine = self._mine(seq, EnvState.AWAITED)
+        self._states[mine] = EnvState.IDLE
+        self._observed |= mine
+        for env_index in ended:
+            if mine[env_index]:
+                self._states[env_index] = EnvState.BROKEN
+                self._reasons[env_index] = _ENDED
         for env_index, reason in failed.items():
             if self._callers[env_index] == seq:
                 self.break_(env_index, reason)
@@ -106,6 +122,7 @@ class EnvStates:
 
     def abandon(self, seq: int, answered: Sequence[int] = ()) -> None:
         """The waiting task is gone: awaited → owed, and those that count as answered → idle."""
+        self._caller_of_all = 0
         mine = self._mine(seq, EnvState.AWAITED)
         self._states[mine] = EnvState.OWED
         for env_index in answered:
@@ -116,7 +133,9 @@ class EnvStates:
         """One env → broken, whatever it was."""
         self._states[env_index] = EnvState.BROKEN
         self._reasons[env_index] = reason
+        self._observed[env_index] = False
         self._all_idle = False
+        self._caller_of_all = 0
 
     def is_owed_to(self, seq: int) -> bool:
         """Whether any env is still owed to this call."""

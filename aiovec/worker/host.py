@@ -36,6 +36,8 @@ __all__ = ["EnvHost"]
 Capture = Callable[[BaseException, int, str], FailureRecord]
 Transition = tuple[Any, Any, Any, Any, dict[str, Any]]
 
+_PENDING: Any = object()  # no transition yet: what is raised now is the env's own
+
 
 class EnvHost:
     """The envs of one worker.
@@ -122,24 +124,19 @@ class EnvHost:
         terminations, truncations = self._terminations, self._truncations
         infos: list[tuple[int, dict[str, Any]]] = []
         errors: dict[int, BaseException] = {}
-        transition: Any = None
-        row = -1
-        turns = zip(range(len(observations)), self._calls, actions, strict=True)
+        row, transition = 0, _PENDING
+        turns = zip(range(len(observations)), self._calls, actions, strict=False)  # the parent counted the actions
         while True:
             try:
                 for row, call, action in turns:
+                    transition = _PENDING
                     transition = call(action)
                     observations[row], rewards[row], terminations[row], truncations[row], info = transition
-                    if info:
+                    if info.__class__ is not dict or info:
                         infos.append((row, info))
                 break
-            except BaseException as exception:
-                if not 0 <= row < len(observations):
-                    raise  # not an env's: the batch has another number of actions
-                # What an earlier env returned had five values: else it is this one's result that could not be taken.
-                wrong = transition is not None and not (isinstance(transition, tuple) and len(transition) == 5)
-                errors[row] = self._wrong_result(row, "step", transition) if wrong else exception
-                transition = None
+            except BaseException as exception:  # noqa: BLE001
+                errors[row] = exception if transition is _PENDING else self._wrong_result(row, "step", transition)
                 rewards[row], terminations[row], truncations[row] = 0.0, False, False
         errors.update(writer.write_outcomes(rewards, terminations, truncations))
         entries: list[tuple[int, dict[str, Any]]] = []
@@ -172,7 +169,8 @@ class EnvHost:
                 errors[row] = exception
             else:
                 entries.append((self.env_ids[row], final))
-                final_infos[row] = info
+                if info.__class__ is not dict or info:
+                    final_infos[row] = info
         infos[:] = sorted(final_infos.items())
 
     def _autoreset(self, row: int, _action: Any) -> Transition:
@@ -181,11 +179,11 @@ class EnvHost:
 
     def _reset(self, row: int, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         env = self.envs[row]
-        result: Any = env.reset() if seed is None and options is None else env.reset(seed=seed, options=options)
+        result: Any = env.reset(seed=seed, options=options)
         self._calls[row] = env.step
-        if not isinstance(result, tuple) or len(result) != 2:
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise self._wrong_result(row, "reset", result)
-        return result
+        return result[0], result[1]
 
     def _wrong_result(self, row: int, command: str, got: Any) -> InvalidEnvResultError:
         expected = "(observation, info)" if command == "reset" else "(observation, reward, terminated, truncated, info)"
@@ -206,7 +204,8 @@ class EnvHost:
             except BaseException as exception:  # noqa: BLE001
                 errors[row] = exception
             else:
-                infos.append((row, info))
+                if info.__class__ is not dict or info:
+                    infos.append((row, info))
         if request.rows is not None and not request.whole_batch:
             return self._answer_some(request.rows, infos, errors, writer)
         zeros, falses = [0.0] * len(self.envs), [False] * len(self.envs)
@@ -264,7 +263,10 @@ class EnvHost:
         if errors:
             infos = [(row, info) for row, info in infos if row not in errors]
             entries = [(env_index, final) for env_index, final in entries if env_index - first not in errors]
+        finals = bool(entries)
         entries += [(first + row, info) for row, info in infos]
+        if finals:  # Gymnasium's order of keys: env by env, the final ones of each first
+            entries.sort(key=operator.itemgetter(0))
         return BatchReply(
             infos_.collect(entries, len(self.env_ids)) if entries else {},
             dynamic,

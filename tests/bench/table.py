@@ -168,7 +168,9 @@ def main() -> None:
     by_size = {m.work.num_envs: m.ours / m.work.num_envs for m in measured}
     if {1024, 4096} <= set(by_size):
         extra.append(("cost of an env-step, 4096 against 1024", f"{by_size[4096] / by_size[1024]:.2f} ×", "≤ 1.1 ×"))
-    heading = f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    heading = (
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    )
     show(console, heading, measured, extra, markdown=arguments.markdown)
 
 
@@ -176,7 +178,16 @@ def show(
     console: Console, heading: str, measured: list[Measured], extra: list[tuple[str, str, str]], *, markdown: bool
 ) -> None:
     """Prints both tables."""
-    columns = ["work, 2 workers", "bare", "lock-step limit", "aiovec", "Gymnasium Async", "of the limit", "× Gymnasium", "parent's CPU"]
+    columns = [
+        "work, 2 workers",
+        "bare",
+        "lock-step limit",
+        "aiovec",
+        "Gymnasium Async",
+        "of the limit",
+        "× Gymnasium",
+        "parent's CPU",
+    ]
     lines = [
         [
             m.work.name,

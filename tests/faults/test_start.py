@@ -1,0 +1,171 @@
+"""The start: how many constructions, where, side by side, and nothing left of it after the end."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from fault_envs import BOUND_SECONDS, Gate, Gated, Recorded, Slow, is_running
+
+from aiovec import AsyncVectorEnv, EnvTimeoutError, make_vec
+from aiovec.pool.pool import usable_cpus
+
+CONTEXTS = [None, "fork", "forkserver", "spawn"]
+
+
+def recorded(log: Path, num_envs: int, together: int = 0) -> list[Callable[[], gym.Env[Any, Any]]]:
+    return [functools.partial(Recorded, str(log), index, together) for index in range(num_envs)]
+
+
+def constructions(log: Path) -> list[tuple[int, int]]:
+    """Pid and env index of each, in ascending order of the envs."""
+    lines = (tuple(map(int, line.split())) for line in log.read_text().splitlines())
+    return sorted(((pid, index) for pid, index in lines), key=lambda pair: pair[1])
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "expected"),
+    [(0, 0), (1, 1), (2, 2), (3, 3), (7, 5), (None, min(5, usable_cpus()))],
+)
+async def test_exactly_num_envs_constructions_in_contiguous_rows(
+    num_workers: int | None, expected: int, tmp_path: Path
+) -> None:
+    """None of them in the parent, unless there are no workers; no worker without an env."""
+    log = tmp_path / "log"
+    vector = AsyncVectorEnv(recorded(log, 5), num_workers=num_workers)
+    assert vector.num_workers == expected
+    assert not log.exists()
+    async with asyncio.timeout(BOUND_SECONDS), vector as envs:
+        built = constructions(log)
+        assert [index for _, index in built] == [0, 1, 2, 3, 4]
+        pids = [pid for pid, _ in built]
+        assert len(set(pids)) == max(expected, 1)
+        assert (os.getpid() in pids) is (expected == 0)
+        # Contiguous: along the envs the pid changes only as often as there are workers.
+        assert sum(pid != following for pid, following in zip(pids, pids[1:], strict=False)) == max(expected, 1) - 1
+        shares = [pids.count(pid) for pid in dict.fromkeys(pids)]
+        assert max(shares) - min(shares) <= 1
+        assert list(await envs.get_attr("pid")) == pids
+        observations, _ = await envs.reset()
+        assert observations[:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert len(constructions(log)) == 5
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+async def test_every_way_to_start_workers(context: Any, tmp_path: Path) -> None:
+    """Not in the parent, with the parent's pid as their parent's or the fork server's, gone after close."""
+    log = tmp_path / "log"
+    vector = AsyncVectorEnv(recorded(log, 3), num_workers=2, context=context)
+    async with asyncio.timeout(BOUND_SECONDS), vector as envs:
+        pids = [pid for pid, _ in constructions(log)]
+        assert len(pids) == 3
+        assert os.getpid() not in pids
+        assert (set(await envs.get_attr("parent")) == {os.getpid()}) is (context != "forkserver")
+        await envs.reset()
+        observations, *_ = await envs.step([0, 0, 0])
+        np.testing.assert_array_equal(observations, [[0, 1, 1], [1, 1, 1], [2, 1, 1]])
+    assert not any(is_running(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("context", [None, "spawn"])
+async def test_workers_build_side_by_side(context: Any, tmp_path: Path) -> None:
+    """Each construction waits until another has begun: one after the other they would wait for ever."""
+    log = tmp_path / "log"
+    vector = AsyncVectorEnv(recorded(log, 3, together=3), num_workers=3, context=context)
+    async with asyncio.timeout(BOUND_SECONDS), vector as envs:
+        assert len({pid for pid, _ in constructions(log)}) == 3
+        await envs.reset()
+
+
+async def test_the_loop_goes_on_during_start_and_close() -> None:
+    """Constructions and closes that take a second do not keep another task from its turn."""
+    beats: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def beat() -> None:
+        while True:
+            beats.append(loop.time())
+            await asyncio.sleep(0.005)
+
+    async with asyncio.timeout(BOUND_SECONDS):
+        beating = asyncio.create_task(beat())
+        began = loop.time()
+        async with AsyncVectorEnv([functools.partial(Slow, 1.0)] * 2, num_workers=2) as envs:
+            await envs.reset()
+        ended = loop.time()
+        beating.cancel()
+    assert ended - began > 2
+    gaps = [after - before for before, after in zip(beats, beats[1:], strict=False)]
+    assert max(gaps) < 0.5  # a blocked loop would show a whole second
+
+
+async def test_a_start_that_takes_too_long(gate: Gate) -> None:
+    """The envs that were not built are named; nothing is left, and a later start may do."""
+    env_fns = [functools.partial(Gated, gate.key, at="init" if index == 1 else "never") for index in range(3)]
+    envs = AsyncVectorEnv(env_fns, num_workers=3, start_timeout=1.5)
+    async with asyncio.timeout(BOUND_SECONDS):
+        with pytest.raises(EnvTimeoutError, match=r"env 1 did not end build within 1.5 s") as caught:
+            await envs.reset()
+        assert isinstance(caught.value, TimeoutError)
+        assert caught.value.env_ids == (1,)
+        assert not envs.closed
+        gate.open()
+        await envs.reset()
+        await envs.close()
+
+
+async def test_twenty_cycles_leave_no_descriptor_although_the_vectors_are_kept(tmp_path: Path) -> None:
+    """What is closed is freed then, not when Python forgets it."""
+    log = tmp_path / "log"
+    before = sorted(os.listdir("/proc/self/fd"))
+    kept = []
+    async with asyncio.timeout(3 * BOUND_SECONDS):
+        for _ in range(20):
+            async with AsyncVectorEnv(recorded(log, 2), num_workers=2) as envs:
+                await envs.reset()
+                await envs.step([0, 0])
+            kept.append(envs)
+            assert sorted(os.listdir("/proc/self/fd")) == before
+    built = constructions(log)
+    assert len(built) == 40
+    assert not any(is_running(pid) for pid, _ in built)
+
+
+async def test_many_vectors_at_once(tmp_path: Path) -> None:
+    """Started side by side in one loop, closed in another order: nobody holds another's ends."""
+    log = tmp_path / "log"
+    contexts = [None, "fork", None, "spawn", "fork"]
+    vectors = [AsyncVectorEnv(recorded(log, 1), num_workers=1, context=context) for context in contexts]  # type: ignore[arg-type]
+    async with asyncio.timeout(BOUND_SECONDS):
+        await asyncio.gather(*(envs.reset() for envs in vectors))
+        for envs in (vectors[2], vectors[0], vectors[4], vectors[1], vectors[3]):
+            pids = await envs.get_attr("pid")
+            await envs.close()
+            assert not is_running(pids[0])
+            for other in vectors:
+                if not other.closed:
+                    await other.step([0])
+
+
+async def test_make_vec_starts_what_the_spec_says() -> None:
+    """The id need not be known in a worker."""
+    gym.register("aiovec-tests/Counter-v0", entry_point="sample_envs:Counter", max_episode_steps=3)
+    try:
+        vector = make_vec("aiovec-tests/Counter-v0", num_envs=2, vector_kwargs={"num_workers": 2}, offset=4)
+        assert vector.spec is not None
+        assert vector.spec.kwargs == {"offset": 4}
+        async with asyncio.timeout(BOUND_SECONDS), vector as envs:
+            observations, _ = await envs.reset(seed=1)
+            np.testing.assert_array_equal(observations, [[4, 1, 0], [4, 1, 0]])
+            for _ in range(3):
+                *_, truncations, _ = await envs.step([0, 0])
+            assert truncations.tolist() == [True, True]
+    finally:
+        del gym.registry["aiovec-tests/Counter-v0"]

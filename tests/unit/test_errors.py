@@ -1,0 +1,271 @@
+"""Every error keeps its text and its facts through pickle; `failures` finds every failed env."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium.error
+import pytest
+
+from aiovec.errors import (
+    AiovecError,
+    AlreadyPendingCallError,
+    ClosedEnvironmentError,
+    EnvTimeoutError,
+    Failure,
+    InvalidActionsError,
+    InvalidEnvResultError,
+    NotStartedError,
+    RemoteError,
+    ResetNeeded,
+    SlabMemoryError,
+    SpaceMismatchError,
+    WorkerDied,
+    WrongLoopError,
+    failures,
+    name_envs,
+)
+from aiovec.exchange.failures import FailureRecord, as_one_exception
+
+# Made when a test asks, so that one that cannot be made fails its own tests.
+ERRORS: dict[
+    str, tuple[Callable[[], AiovecError], tuple[type[BaseException], ...], dict[str, Any], tuple[str, ...]]
+] = {
+    "awaited": (
+        lambda: AlreadyPendingCallError("step", [1, 2], owed=False),
+        (gymnasium.error.AlreadyPendingCallError,),
+        {"command": "step", "name": "step", "env_ids": (1, 2)},
+        ("step() refused", "another task awaits envs 1, 2", "Await that call first"),
+    ),
+    "owed": (
+        lambda: AlreadyPendingCallError("step", [3], owed=True),
+        (gymnasium.error.AlreadyPendingCallError,),
+        {"command": "step", "env_ids": (3,)},
+        ("step() refused", "env 3", "recv()", "reset()", "close()"),
+    ),
+    "closed": (
+        lambda: ClosedEnvironmentError("reset()"),
+        (gymnasium.error.ClosedEnvironmentError,),
+        {"command": "reset()"},
+        ("reset() on a vector environment that is closed", "Build a new one"),
+    ),
+    "not started": (
+        lambda: NotStartedError("observation_space"),
+        (RuntimeError,),
+        {},
+        ("`observation_space` is known after the start", "async with"),
+    ),
+    "wrong loop": (lambda: WrongLoopError("step()"), (RuntimeError,), {}, ("step() from another event loop",)),
+    "reset needed": (
+        lambda: ResetNeeded("step", range(20), "lost their worker"),
+        (gymnasium.error.ResetNeeded,),
+        {"env_ids": tuple(range(20))},
+        ("envs 0-19 lost their worker", "`await envs.reset(env_ids=[0, 1, 2, 3, 4, 5, 6, 7]...)`"),
+    ),
+    "actions": (
+        lambda: InvalidActionsError("actions['a']", "shape (3,)", "shape (2,)"),
+        (gymnasium.error.InvalidAction, ValueError),
+        {},
+        ("actions['a']: expected shape (3,), got shape (2,). No env was stepped.",),
+    ),
+    "env result": (
+        lambda: InvalidEnvResultError(7, "reward", "a scalar", "shape (2,)"),
+        (ValueError,),
+        {"env_index": 7},
+        ("env 7 returned a wrong reward: expected a scalar, got shape (2,)", "Correct the env"),
+    ),
+    "spaces": (
+        lambda: SpaceMismatchError(2, "action", "Discrete(3)", "Discrete(2)", "Make them equal."),
+        (RuntimeError,),
+        {"env_index": 2},
+        ("the action space of env 2 is Discrete(3), that of the vector is Discrete(2). Make them equal.",),
+    ),
+    "memory": (
+        lambda: SlabMemoryError(5_000_000, "No space left on device"),
+        (MemoryError,),
+        {"nbytes": 5_000_000},
+        ("no memory for the 5,000,000 bytes", "No space left on device", "max_buffers"),
+    ),
+    "time-out": (
+        lambda: EnvTimeoutError([4], "step", 2.5),
+        (TimeoutError,),
+        {"env_ids": (4,), "command": "step", "seconds": 2.5},
+        ("env 4 did not end step within 2.5 s",),
+    ),
+    "remote": (
+        lambda: RemoteError("package.Strange", "it broke", "Traceback …"),
+        (),
+        {"type_name": "package.Strange", "text": "it broke", "formatted": "Traceback …"},
+        ("package.Strange: it broke", "Traceback …"),
+    ),
+    "killed": (
+        lambda: WorkerDied([0, 1, 2], 123, -signal.SIGSEGV, "step", "boom\n"),
+        (),
+        {"env_ids": (0, 1, 2), "pid": 123, "exitcode": -11, "command": "step", "stderr": "boom\n"},
+        ("the worker of envs 0-2 (pid 123) was killed by SIGSEGV during step.", "The end of its stderr:\nboom"),
+    ),
+    "out of memory": (
+        lambda: WorkerDied([0], 1, -9, None, ""),
+        (),
+        {"command": None},
+        ("env 0 (pid 1) was killed by SIGKILL (out of memory?) while idle.",),
+    ),
+    "unknown signal": (lambda: WorkerDied([0], 1, -250, None, ""), (), {}, ("was killed by signal 250",)),
+    "exited": (
+        lambda: WorkerDied([0], 1, 3, "reset", " \n"),
+        (),
+        {"exitcode": 3},
+        ("exited with code 3 during reset.",),
+    ),
+    "hung up": (lambda: WorkerDied([0], 1, None, "reset", ""), (), {}, ("closed its connection during reset.",)),
+}
+
+
+@pytest.fixture(params=ERRORS)
+def case(request: pytest.FixtureRequest) -> tuple[AiovecError, tuple[type[BaseException], ...], Any, tuple[str, ...]]:
+    """One error, the other classes that catch it, its attributes, and what its text says."""
+    make, classes, attributes, texts = ERRORS[request.param]
+    return make(), classes, attributes, texts
+
+
+def test_every_class_is_in_the_table() -> None:
+    """A new error has its text tested, and its way through pickle."""
+    made = {make().__class__ for name, (make, *_) in ERRORS.items() if name != "memory"}
+    assert {*AiovecError.__subclasses__()} - {SlabMemoryError} == made
+
+
+def test_errors_say_what_and_what_next(case: Any) -> None:
+    """In the message, and as attributes."""
+    error, _, attributes, texts = case
+    for text in texts:
+        assert text in str(error)
+    for name, value in attributes.items():
+        assert getattr(error, name) == value
+
+
+def test_errors_are_caught_as_what_users_already_catch(case: Any) -> None:
+    """By our root, and by Gymnasium's or Python's class."""
+    error, classes, _, _ = case
+    for caught in (AiovecError, *classes):
+        with pytest.raises(caught):
+            raise error
+
+
+@pytest.mark.parametrize(
+    "through",
+    [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy],
+    ids=["pickle", "copy", "deep"],
+)
+def test_errors_travel(case: Any, through: Callable[[Any], Any]) -> None:
+    """Type, text, attributes and notes."""
+    error, _, attributes, _ = case
+    error.add_note("a note")
+    travelled = through(error)
+    assert type(travelled) is type(error)
+    assert str(travelled) == str(error)
+    for name in attributes:
+        assert getattr(travelled, name) == getattr(error, name)
+    assert travelled.__notes__ == ["a note"]
+
+
+@pytest.mark.parametrize(
+    ("env_ids", "text"),
+    [
+        ([3], "env 3"),
+        ([3, 4], "envs 3, 4"),
+        (range(16), "envs 0-15"),
+        ([4, 5, 6], "envs 4-6"),
+        ([1, 4, 9], "envs 1, 4, 9"),
+        ([3, 2, 1], "envs 3, 2, 1"),
+        (range(0, 40, 2), "envs 0, 2, 4, 6, 8, 10, 12, 14 and 12 more"),
+    ],
+)
+def test_envs_are_named_briefly(env_ids: Sequence[int], text: str) -> None:
+    """Also a thousand of them."""
+    assert name_envs(env_ids) == text
+
+
+def record(exception: Exception, env_index: int) -> FailureRecord:
+    """What a worker says of an env's exception."""
+    return FailureRecord.of(exception, env_index, 100 + env_index, "step")
+
+
+def failed(exception: Exception, env_index: int) -> Exception:
+    """An env's exception, as a call raises it."""
+    return as_one_exception("step", [record(exception, env_index)])
+
+
+def test_one_failure() -> None:
+    """The exception is the env's own; a note names the env, the command and the worker."""
+    error = failed(ValueError("x"), 2)
+    assert failures(error) == [Failure(2, 102, "step", error)]
+    assert error.__notes__ == ["raised by env 2 during step, worker pid 102"]
+
+
+def test_a_group_of_failures() -> None:
+    """One each, in their order."""
+    first, second = ValueError("x"), KeyError("y")
+    group = as_one_exception("step", [record(second, 5), record(first, 0)])
+    assert [(failure.env_index, failure.exception) for failure in failures(group)] == [(0, first), (5, second)]
+    assert str(group) == "2 envs failed in step (2 sub-exceptions)"
+
+
+def test_an_envs_own_group_is_one_failure() -> None:
+    """An env may raise an `ExceptionGroup` itself, alone or beside another that failed."""
+    own = failed(ExceptionGroup("its own", [ValueError("x"), failed(ValueError("y"), 9)]), 3)
+    assert [failure.env_index for failure in failures(own)] == [3]
+    group = as_one_exception("step", [record(own, 3), record(KeyError("z"), 4)])
+    assert [failure.env_index for failure in failures(group)] == [3, 4]
+
+
+def test_a_dead_worker_is_a_failure_of_each_of_its_envs() -> None:
+    """One exception, many indices; also beside others."""
+    died = WorkerDied([2, 3], 77, -9, "step", "")
+    assert failures(died) == [Failure(2, 77, "step", died), Failure(3, 77, "step", died)]
+    assert [failure.command for failure in failures(WorkerDied([1], 7, 0, None, ""))] == ["nothing"]
+    group: Any = ExceptionGroup("", [failed(ValueError(), 0), died])
+    assert [failure.env_index for failure in failures(group)] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("exception", [ValueError("x"), ExceptionGroup("", [ValueError("x")]), KeyboardInterrupt()])
+def test_other_exceptions_have_no_failures(exception: BaseException) -> None:
+    """They are not of an env."""
+    assert failures(exception) == []
+
+
+def test_failures_under_except_star() -> None:
+    """`except*` makes a group of its own: of one exception, and of those of a group that it chose."""
+    try:
+        raise failed(ValueError("x"), 1)
+    except* ValueError as chosen:
+        assert [failure.env_index for failure in failures(chosen)] == [1]
+    try:
+        raise as_one_exception("step", [record(ValueError("x"), 1), record(KeyError("y"), 2), record(ValueError(), 3)])
+    except* ValueError as chosen:
+        assert [failure.env_index for failure in failures(chosen)] == [1, 3]
+    except* KeyError as chosen:
+        assert [failure.env_index for failure in failures(chosen)] == [2]
+
+
+async def test_failures_out_of_a_task_group() -> None:
+    """A task group wraps what its tasks raised."""
+
+    async def call() -> None:
+        raise failed(ValueError("x"), 4)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(call())
+    assert [failure.env_index for failure in failures(caught.value)] == [4]
+
+
+def test_one_exception_object_of_two_envs_is_two_failures() -> None:
+    """Envs of one process may raise the same object, such as a constant of their module."""
+    shared = ValueError("x")
+    group = as_one_exception("step", [record(shared, 0), record(shared, 1)])
+    assert [failure.env_index for failure in failures(group)] == [0, 1]

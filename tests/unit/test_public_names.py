@@ -1,0 +1,96 @@
+"""The public surface, and what the import of a worker costs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aiovec
+import aiovec.errors
+
+SOURCE = Path(aiovec.__file__).parent
+
+
+def test_all_is_sorted_and_without_doubles() -> None:
+    """By ASCII, so that a name has one place."""
+    assert aiovec.__all__ == sorted(set(aiovec.__all__))
+
+
+@pytest.mark.parametrize("name", aiovec.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    """By attribute, by `from … import`, in `dir`; and told by a docstring."""
+    found = getattr(aiovec, name)
+    assert getattr(importlib.import_module("aiovec"), name) is found
+    assert name in dir(aiovec)
+    assert found.__doc__
+    assert found.__module__.startswith("aiovec.")
+
+
+def test_other_names_are_an_attribute_error() -> None:
+    """`hasattr` works, and the message is Python's."""
+    with pytest.raises(AttributeError, match="module 'aiovec' has no attribute 'Nothing'"):
+        aiovec.Nothing
+    assert not hasattr(aiovec, "name_envs")
+
+
+def test_star_import_gives_the_public_names() -> None:
+    """No more, no less."""
+    names: dict[str, object] = {}
+    exec("from aiovec import *", names)  # noqa: S102
+    assert sorted(names.keys() - {"__builtins__"}) == aiovec.__all__
+
+
+def test_every_error_is_public() -> None:
+    """Whatever aiovec raises, a user can name."""
+    errors = {name for name, value in vars(aiovec.errors).items() if isinstance(value, type)}
+    ours = {name for name in errors if issubclass(getattr(aiovec.errors, name), aiovec.AiovecError)}
+    assert ours <= set(aiovec.__all__)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """The imports under TYPE_CHECKING are those that `__getattr__` serves."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    seen = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(set(seen) - {"annotations", "TYPE_CHECKING", "Any"}) == aiovec.__all__
+
+
+def test_every_module_says_what_it_exports() -> None:
+    """Each has a docstring, and each name of its `__all__` is there, once."""
+    for path in SOURCE.rglob("*.py"):
+        if path.name in ("__init__.py", "__main__.py"):
+            continue
+        module = importlib.import_module(".".join(path.relative_to(SOURCE.parent).with_suffix("").parts))
+        assert module.__doc__, module
+        assert len(module.__all__) == len(set(module.__all__)), module
+        assert all(hasattr(module, name) for name in module.__all__), module
+
+
+def imported_by(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has after a statement."""
+    code = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_worker_begins_with_the_standard_library() -> None:
+    """It ties its life to the parent's before anything heavy is imported."""
+    modules = imported_by("import aiovec.worker.entry")
+    assert "aiovec.worker.entry" in modules
+    assert not modules & {"asyncio", "anyio", "numpy", "gymnasium", "cloudpickle"}
+
+
+def test_a_worker_serves_without_an_event_loop() -> None:
+    """A worker has no loop, so it does not wait for the import of one."""
+    modules = imported_by("import aiovec.worker.serve")
+    assert "aiovec.worker.serve" in modules
+    assert not modules & {"asyncio", "anyio", "uvloop"}
+
+
+def test_importing_aiovec_is_cheap() -> None:
+    """The names are imported when they are first asked for."""
+    assert not imported_by("import aiovec") & {"asyncio", "anyio", "numpy", "gymnasium"}
