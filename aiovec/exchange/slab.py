@@ -12,11 +12,13 @@ memory shows only as a SIGBUS later.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +117,23 @@ def create_slab_file() -> int:
         return os.dup(file.fileno())
 
 
+def _available_nbytes() -> int:
+    """What this process may still use; without a limit that could be read, more than anyone asks for.
+
+    Asked before the memory is reserved: a memfd has no size of its own, so too much of it would end in the
+    kernel's out-of-memory killer rather than in an error.
+    """
+    available = sys.maxsize
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # cgroup v2, as seen from inside a container
+        group = Path("/sys/fs/cgroup")
+        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
+        available = min(available, int(limit) - int(used))
+    return available
+
+
 class Slab:
     """The memory of a vector in one process.
 
@@ -133,10 +152,9 @@ class Slab:
     @classmethod
     def private(cls, geometry: Geometry) -> Slab:
         """Memory of this process alone: for `num_workers=0` and `shared_memory=False`."""
-        try:
-            return cls(geometry, np.zeros(geometry.nbytes, np.uint8))
-        except MemoryError as error:
-            raise SlabMemoryError(geometry.nbytes, str(error)) from error
+        if geometry.nbytes > (available := _available_nbytes()):
+            raise SlabMemoryError(geometry.nbytes, f"{available:,} bytes are available")
+        return cls(geometry, np.zeros(geometry.nbytes, np.uint8))
 
     @classmethod
     def allocate(cls, geometry: Geometry, fd: int) -> Slab:
@@ -145,10 +163,13 @@ class Slab:
         Raises:
             SlabMemoryError: The system has not that much; the file is empty again.
         """
+        if geometry.nbytes > (available := _available_nbytes()):
+            raise SlabMemoryError(geometry.nbytes, f"{available:,} bytes are available")
         try:
-            os.posix_fallocate(fd, 0, geometry.nbytes) if hasattr(os, "posix_fallocate") else os.ftruncate(
-                fd, geometry.nbytes
-            )
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, geometry.nbytes)
+            else:
+                os.ftruncate(fd, geometry.nbytes)
             return cls.attach(geometry, fd)
         except (OSError, ValueError, OverflowError) as error:
             os.ftruncate(fd, 0)

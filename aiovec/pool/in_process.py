@@ -67,18 +67,15 @@ class InProcessWorker:
         """There is no process to signal."""
 
     def kill(self) -> None:
-        """Closes the envs; there is no process to kill."""
-        self.release()
+        self._close()
 
-    def release(self) -> None:
+    def terminate(self) -> None:
         self._close()
 
     def _close(self) -> CallReply:
         self.alive = False
         self.ended.set()
         return self._core.close()
-
-    release_without_loop = release
 
 
 def _own(reply: BatchReply | None) -> BatchReply | None:

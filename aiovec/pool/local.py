@@ -1,7 +1,7 @@
 """A worker that is a process on this machine: its process, its channel and its output, as one.
 
 What the pool asks of a worker, of whichever kind: `prepare` a request (may fail, touches nothing), `post` it
-(cannot fail), `unpack` a reply's payload, and `kill`, `ended`, `release`. What a worker tells the pool:
+(cannot fail), `unpack` a reply's payload, and its end. What a worker tells the pool:
 `replied` with each reply, `died` once.
 """
 
@@ -42,11 +42,14 @@ class Worker(Protocol):
     def unpack(self, payload: Any) -> Any:
         """The reply behind a payload."""
 
-    def kill(self) -> None:
-        """Ends the worker now, and waits for nothing."""
+    def signal(self, number: int) -> None:
+        """Sends a signal to the worker and what it started."""
 
-    def release(self) -> None:
-        """Frees everything of a worker that has ended or was killed."""
+    def kill(self) -> None:
+        """Ends the worker now; `ended` is set once the loop has noticed."""
+
+    def terminate(self) -> None:
+        """Ends the worker and frees everything of it, now and without the loop."""
 
 
 class LocalWorker:
@@ -57,7 +60,7 @@ class LocalWorker:
         env_ids: Its envs.
         process: Just started.
         replied: Called with the worker's index and each reply.
-        died: Called once if the process ends before `release`, with what there is to say.
+        died: Called once if the process ends unasked, with what there is to say.
     """
 
     def __init__(
@@ -84,11 +87,10 @@ class LocalWorker:
     def __repr__(self) -> str:
         return f"<LocalWorker {self.index} pid={self.pid} alive={self.alive} {self._channel!r}>"
 
-    async def connect(self) -> None:
-        """Puts the worker on the running loop."""
-        loop = asyncio.get_running_loop()
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Puts the worker on the loop."""
         self._output.watch(loop)
-        await self._channel.connect()
+        self._channel.open(loop)
         self._process.watch(loop, self._process_ended)
 
     def prepare(self, message: Any) -> bytes:
@@ -108,35 +110,28 @@ class LocalWorker:
         self.alive = False
         self._process.kill()
 
-    def release(self) -> None:
-        self.alive = False
-        self.exitcode = self._process_exit()
-        self.ended.set()
-
-    def release_without_loop(self) -> None:
-        """The same from outside of the loop, or after its end."""
+    def terminate(self) -> None:
         self.alive = False
         self._process.kill()
-        self._output.finish()
-        self._process.reap()
-        self._channel.close_without_loop()
-
-    def _process_exit(self) -> int | None:
-        if self._hanging_up is not None:
-            self._hanging_up.cancel()
-        self._output.finish()
-        exitcode = self._process.reap()
-        self._channel.close()
-        return exitcode
+        self._finish()
 
     def _process_ended(self) -> None:
         self._channel.drain()
-        self.exitcode = self._process_exit()
         was_alive, self.alive = self.alive, False
-        self.ended.set()
+        self._finish()
         if was_alive:
             exitcode = None if self._hung_up else self.exitcode
             self._died(self.index, WorkerDied(list(self.env_ids), self.pid, exitcode, None, self._output.stderr_tail))
+
+    def _finish(self) -> None:
+        """Takes what is left of a process that has ended or was killed, and frees everything."""
+        if self._hanging_up is not None:
+            self._hanging_up.cancel()
+        if not self._process.is_reaped:  # else the interpreter is at its exit, and that was done
+            self._output.finish()
+            self.exitcode = self._process.reap()
+        self._channel.close()
+        self.ended.set()
 
     def _lost(self) -> None:
         """The socket closed although the process may live: without it the process is of no use."""

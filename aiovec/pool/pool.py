@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -103,6 +104,7 @@ class Pool:
         shared_memory: bool,
     ) -> None:
         self.loop = loop
+        self._thread = threading.get_ident()
         self.states = EnvStates(num_envs)
         self.workers: list[LocalWorker | InProcessWorker] = []
         self.shared = shared_memory or num_workers == 0
@@ -131,7 +133,7 @@ class Pool:
             process = WorkerProcess(self._context, self._slab_fd, look_again, f"aiovec-worker-{index}")
             worker = LocalWorker(index, env_ids, process, self._replied, self._died)
             self.workers.append(worker)
-            await worker.connect()
+            worker.watch(self.loop)
             await asyncio.sleep(0)
 
     async def map_slab(self, geometry: Geometry, lend: bool) -> None:
@@ -307,7 +309,6 @@ class Pool:
                 worker.kill()
         await self._ended(None)
         self._release()
-        await asyncio.sleep(0)  # transports close their sockets in the loop's next turn
         return replies
 
     async def _ended(self, timeout: float | None) -> None:
@@ -321,9 +322,14 @@ class Pool:
 
     def terminate(self) -> None:
         """Ends every worker now, from anywhere, also without a loop."""
+        if threading.get_ident() != self._thread and self.loop.is_running():
+            for worker in self.workers:
+                worker.kill()
+            self.loop.call_soon_threadsafe(self.terminate)  # descriptors are taken off the loop in its own thread
+            return
         for worker in self.workers:
             if not worker.ended.is_set():
-                worker.release_without_loop()
+                worker.terminate()
         self._release()
 
     def _close_slab_file(self) -> None:

@@ -40,7 +40,7 @@ class WorkerFiles:
     """The descriptors between parent and worker. Each side closes the other's.
 
     Attributes:
-        connection: The parent's end of the socket; whoever reads from it closes it.
+        connection: The parent's end of the socket; the channel owns it.
         worker_connection: The worker's end.
         lifeline: The parent's end of a pipe that nobody reads or writes: its end ends the worker.
         worker_lifeline: The worker's end.
@@ -176,6 +176,11 @@ class WorkerProcess:
             self._close_files()
             _alive.discard(self)
         return self._exitcode
+
+    @property
+    def is_reaped(self) -> bool:
+        """Whether it has ended and everything is closed."""
+        return self._reaped
 
     def _is_ours(self) -> bool:
         """Not reaped, and this is no fork of the process that started it."""

@@ -641,7 +641,7 @@ async def test_a_worker_that_ends_while_its_envs_are_built() -> None:
     env_fns = [functools.partial(Dies, exit_with_3), exit_with_3]
     envs = AsyncVectorEnv(env_fns, num_workers=2)
     async with asyncio.timeout(BOUND_SECONDS):
-        with pytest.raises(WorkerDied, match="env 1 .*exited with code 3 during build") as caught:
+        with pytest.raises(WorkerDied, match=r"env 1 .*exited with code 3 during build") as caught:
             await envs
         assert caught.value.env_ids == (1,)
         assert not envs.closed

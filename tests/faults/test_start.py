@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ async def test_exactly_num_envs_constructions_in_contiguous_rows(
         assert len(set(pids)) == max(expected, 1)
         assert (os.getpid() in pids) is (expected == 0)
         # Contiguous: along the envs the pid changes only as often as there are workers.
-        assert sum(pid != following for pid, following in zip(pids, pids[1:], strict=False)) == max(expected, 1) - 1
+        assert sum(pid != following for pid, following in itertools.pairwise(pids)) == max(expected, 1) - 1
         shares = [pids.count(pid) for pid in dict.fromkeys(pids)]
         assert max(shares) - min(shares) <= 1
         assert list(await envs.get_attr("pid")) == pids
@@ -102,7 +103,7 @@ async def test_the_loop_goes_on_during_start_and_close() -> None:
         ended = loop.time()
         beating.cancel()
     assert ended - began > 2
-    gaps = [after - before for before, after in zip(beats, beats[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(beats)]
     assert max(gaps) < 0.5  # a blocked loop would show a whole second
 
 
