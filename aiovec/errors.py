@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium.error
+from gymnasium import error as gymnasium_error
 
 __all__ = [
     "AiovecError",
@@ -75,7 +75,7 @@ def _rebuild(cls: type[AiovecError], args: tuple[Any, ...], state: dict[str, Any
     return error
 
 
-class AlreadyPendingCallError(AiovecError, gymnasium.error.AlreadyPendingCallError):
+class AlreadyPendingCallError(AiovecError, gymnasium_error.AlreadyPendingCallError):
     """A call was refused because some of its envs are awaited or owed; nothing was changed.
 
     Attributes:
@@ -86,7 +86,7 @@ class AlreadyPendingCallError(AiovecError, gymnasium.error.AlreadyPendingCallErr
     def __init__(self, command: str, env_ids: Sequence[int], owed: bool) -> None:
         self.command = command
         self.name = command  # gymnasium's attribute
-        self.env_ids = tuple(env_ids)
+        self.env_ids: tuple[int, ...] = tuple(env_ids)
         if owed:
             text = (
                 f"{command}() refused: the call that {name_envs(env_ids)} served was cancelled and its result "
@@ -101,7 +101,7 @@ class AlreadyPendingCallError(AiovecError, gymnasium.error.AlreadyPendingCallErr
         Exception.__init__(self, text)
 
 
-class ClosedEnvironmentError(AiovecError, gymnasium.error.ClosedEnvironmentError):
+class ClosedEnvironmentError(AiovecError, gymnasium_error.ClosedEnvironmentError):
     """The vector environment is closed, for good.
 
     Attributes:
@@ -133,7 +133,7 @@ class WrongLoopError(AiovecError, RuntimeError):
         )
 
 
-class ResetNeeded(AiovecError, gymnasium.error.ResetNeeded):  # noqa: N818  Gymnasium's name
+class ResetNeeded(AiovecError, gymnasium_error.ResetNeeded):  # noqa: N818  Gymnasium's name
     """Some envs cannot be stepped before they are reset; nothing was changed.
 
     Attributes:
@@ -141,7 +141,7 @@ class ResetNeeded(AiovecError, gymnasium.error.ResetNeeded):  # noqa: N818  Gymn
     """
 
     def __init__(self, command: str, env_ids: Sequence[int], reason: str) -> None:
-        self.env_ids = tuple(env_ids)
+        self.env_ids: tuple[int, ...] = tuple(env_ids)
         ids = [int(i) for i in env_ids[:8]]
         super().__init__(
             f"{command}() refused: {name_envs(env_ids)} {reason}. Reset first: `await envs.reset()` for all, or "
@@ -149,7 +149,7 @@ class ResetNeeded(AiovecError, gymnasium.error.ResetNeeded):  # noqa: N818  Gymn
         )
 
 
-class InvalidActionsError(AiovecError, gymnasium.error.InvalidAction, ValueError):
+class InvalidActionsError(AiovecError, gymnasium_error.InvalidAction, ValueError):
     """The actions do not fit the action space; no env was stepped."""
 
     def __init__(self, leaf: str, expected: str, got: str) -> None:
@@ -208,7 +208,7 @@ class EnvTimeoutError(AiovecError, TimeoutError):
     """
 
     def __init__(self, env_ids: Sequence[int], command: str, seconds: float) -> None:
-        self.env_ids = tuple(env_ids)
+        self.env_ids: tuple[int, ...] = tuple(env_ids)
         self.command = command
         self.seconds = seconds
         super().__init__(f"{name_envs(env_ids)} did not end {command} within {seconds:g} s")
@@ -248,7 +248,7 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
     def __init__(
         self, env_ids: Sequence[int], pid: int, exitcode: int | None, command: str | None, stderr: str
     ) -> None:
-        self.env_ids = tuple(env_ids)
+        self.env_ids: tuple[int, ...] = tuple(env_ids)
         self.pid = pid
         self.exitcode = exitcode
         self.command = command

@@ -390,16 +390,21 @@ class Slow(Counter):
 
 
 class Dies(Counter):
-    """Ends its worker for action 1; `ending` does it."""
+    """Ends its worker in `step` for action 1, or in `close`; `ending` does it."""
 
-    def __init__(self, ending: Callable[[], object], offset: int = 0) -> None:
+    def __init__(self, ending: Callable[[], object], at: str = "step", offset: int = 0) -> None:
         super().__init__(length=1000, offset=offset)
         self.ending = ending
+        self.at = at
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        if action == 1:
+        if action == 1 and self.at == "step":
             self.ending()
         return super().step(action)
+
+    def close(self) -> None:
+        if self.at == "close":
+            self.ending()
 
     @property
     def pid(self) -> int:

@@ -30,7 +30,7 @@ class ActionWriter:
     """
 
     def __init__(self, space: gym.Space[Any], num_envs: int) -> None:
-        self.layout = Layout(space)
+        self.layout: Layout = Layout(space)
         self._num_envs = num_envs
         self._batch_space = batch_space(space, num_envs)
         self._shapes = [(num_envs, *leaf.shape) for leaf in self.layout.fixed]

@@ -82,9 +82,9 @@ class Layout:
     def __init__(self, space: gym.Space[Any]) -> None:
         self.space = space
         self.leaves: tuple[Leaf, ...] = tuple(_leaves(space, ()))
-        self.fixed = tuple(leaf for leaf in self.leaves if leaf.fixed)
-        self.dynamic = tuple(leaf for leaf in self.leaves if not leaf.fixed)
-        self.is_array = len(self.leaves) == 1 and self.leaves[0].fixed and not self.leaves[0].path
+        self.fixed: tuple[Leaf, ...] = tuple(leaf for leaf in self.leaves if leaf.fixed)
+        self.dynamic: tuple[Leaf, ...] = tuple(leaf for leaf in self.leaves if not leaf.fixed)
+        self.is_array: bool = len(self.leaves) == 1 and self.leaves[0].fixed and not self.leaves[0].path
         self._assemble = _assembler(space)
 
     def __repr__(self) -> str:

@@ -34,10 +34,10 @@ class InProcessWorker:
     def __init__(self, env_ids: range, slab: Callable[[Geometry], Slab], replied: Callable[[int, Frame], None]) -> None:
         self.index = 0
         self.env_ids = env_ids
-        self.pid = os.getpid()
-        self.alive = True
+        self.pid: int = os.getpid()
+        self.alive: bool = True
         self.exitcode: int | None = None
-        self.ended = asyncio.Event()
+        self.ended: asyncio.Event = asyncio.Event()
         self._replied = replied
         self._core = WorkerCore(_capture, slab)
         self._handlers: dict[int, Callable[[int, Any], Any]] = {

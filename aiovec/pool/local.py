@@ -73,9 +73,9 @@ class LocalWorker:
     ) -> None:
         self.index = index
         self.env_ids = env_ids
-        self.pid = process.pid
-        self.alive = True
-        self.ended = asyncio.Event()
+        self.pid: int = process.pid
+        self.alive: bool = True
+        self.ended: asyncio.Event = asyncio.Event()
         self._process = process
         self._died = died
         self.exitcode: int | None = None

@@ -65,15 +65,15 @@ class PendingCall:
     def __init__(
         self, seq: int, command: str, buffer: int, workers: Iterable[int], future: asyncio.Future[None]
     ) -> None:
-        self.seq = seq
-        self.command = command
-        self.buffer = buffer
-        self.missing = set(workers)
+        self.seq: int = seq
+        self.command: str = command
+        self.buffer: int = buffer
+        self.missing: set[int] = set(workers)
         self.payloads: dict[int, Any] = {}
         self.deaths: list[WorkerDied] = []
-        self.future = future
-        self.is_abandoned = False
-        self.is_dropped = False
+        self.future: asyncio.Future[None] = future
+        self.is_abandoned: bool = False
+        self.is_dropped: bool = False
 
     def __repr__(self) -> str:
         return f"<PendingCall {self.seq} {self.command} missing={sorted(self.missing)} dropped={self.is_dropped}>"
@@ -105,9 +105,9 @@ class Pool:
     ) -> None:
         self.loop = loop
         self._thread = threading.get_ident()
-        self.states = EnvStates(num_envs)
+        self.states: EnvStates = EnvStates(num_envs)
         self.workers: list[LocalWorker | InProcessWorker] = []
-        self.shared = shared_memory or num_workers == 0
+        self.shared: bool = shared_memory or num_workers == 0
         self._env_ids = split_envs(num_envs, num_workers or 1)
         self._num_workers = num_workers
         self._context = context

@@ -100,7 +100,7 @@ class WorkerProcess:
     """
 
     def __init__(self, context: str | None, slab_fd: int, look_again: bool, name: str) -> None:
-        self.files = WorkerFiles.open()
+        self.files: WorkerFiles = WorkerFiles.open()
         self._reaped = False
         self._owner_pid = os.getpid()
         self._exitcode: int | None = None
@@ -116,7 +116,7 @@ class WorkerProcess:
             self._close_files()
             raise
         self.files.close_worker_ends()
-        self.pid = self._child.pid
+        self.pid: int = self._child.pid
         _alive.add(self)
 
     def __repr__(self) -> str:

@@ -48,7 +48,7 @@ class EnvHost:
     """
 
     def __init__(self, request: BuildRequest, capture: Capture) -> None:
-        self.env_ids = request.env_ids
+        self.env_ids: range = request.env_ids
         self._env_fns = request.env_fns
         self._autoreset_mode = request.autoreset_mode
         self._capture = capture

@@ -8,7 +8,7 @@ each vector step.
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import os
 import platform
 import statistics
@@ -168,9 +168,7 @@ def main() -> None:
     by_size = {m.work.num_envs: m.ours / m.work.num_envs for m in measured}
     if {1024, 4096} <= set(by_size):
         extra.append(("cost of an env-step, 4096 against 1024", f"{by_size[4096] / by_size[1024]:.2f} ×", "≤ 1.1 ×"))
-    heading = (
-        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    )
+    heading = f"{dt.date.today()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     show(console, heading, measured, extra, markdown=arguments.markdown)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import aiovec
@@ -20,10 +21,31 @@ AUTORESET_MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMo
 # (num_workers, shared_memory); the last number is one worker an env.
 CELLS = [(num_workers, shared_memory) for num_workers in (0, 1, 2, NUM_ENVS) for shared_memory in (True, False)]
 
-# Large tables take the loops in turn; the whole of them on each would tell nothing more.
-BOTH_LOOPS_IN_TURN: tuple[Any, ...] = (("asyncio", {}), ("asyncio", {"use_uvloop": True}))
+LOOPS = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": True})}
 
 EnvFn = Callable[[], gym.Env[Any, Any]]
+
+
+def loops_in_turn(names: str, cases: Iterable[tuple[Any, ...]]) -> pytest.MarkDecorator:
+    """`pytest.mark.parametrize` over cases that share out the two event loops.
+
+    A large table on both of them would take twice as long and tell nothing more. The order is Thue and Morse's,
+    which keeps no step with the rows and columns of a table.
+    """
+    params = []
+    for number, case in enumerate(cases):
+        name = list(LOOPS)[number.bit_count() % 2]
+        params.append(pytest.param(*case, LOOPS[name], id="-".join([name, *map(_id_of, case)])))
+    return pytest.mark.parametrize(f"{names},anyio_backend", params, indirect=["anyio_backend"])
+
+
+def _id_of(value: Any) -> str:
+    return value.value if isinstance(value, AutoresetMode) else str(value)
+
+
+def cell_arguments(num_workers: int, shared_memory: bool) -> dict[str, Any]:
+    """The arguments of a vector. Workers are forked, as that costs a tenth of a fresh interpreter."""
+    return {"num_workers": num_workers, "shared_memory": shared_memory, "context": "fork" if num_workers else None}
 
 
 def assert_same(ours: Any, theirs: Any, where: str) -> None:
@@ -162,25 +184,18 @@ async def assert_same_cells(
 ) -> None:
     """Drives a vector of each cell by the script, all at once, and compares every result as it comes.
 
-    Workers are forked, as that costs a tenth of a fresh interpreter; for every third `number` one cell has
-    fresh ones, each time another cell.
+    Workers are forked; for every third `number` one cell has fresh interpreters, each time another cell.
     """
     async with contextlib.AsyncExitStack() as stack:
         cells = []
-        for cell, (num_workers, shared_memory) in enumerate(CELLS):
-            context: Any = None if num_workers == 0 or 3 * cell == number % (3 * len(CELLS)) else "fork"
-            envs = aiovec.AsyncVectorEnv(
-                env_fns,
-                num_workers=num_workers,
-                shared_memory=shared_memory,
-                autoreset_mode=mode,
-                context=context,
-                **kwargs,
-            )
+        for position, cell in enumerate(CELLS):
+            arguments = cell_arguments(*cell)
+            if 3 * position == number % (3 * len(CELLS)):
+                arguments["context"] = None
+            envs = aiovec.AsyncVectorEnv(env_fns, autoreset_mode=mode, **arguments, **kwargs)
             # One after the other: a fork while another start runs in a thread may copy a lock that is held.
             await stack.enter_async_context(envs)
-            where = f"num_workers={num_workers} shared_memory={shared_memory} context={context}"
-            cells.append(assert_same_trajectory(envs, mode, expected, where, adjust))
+            cells.append(assert_same_trajectory(envs, mode, expected, f"{arguments}", adjust))
         await asyncio.gather(*cells)
 
 

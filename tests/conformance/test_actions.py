@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from conformance.comparing import BOTH_LOOPS_IN_TURN, CELLS, NUM_ENVS, AwaitedSync, assert_same, difference
+from conformance.comparing import NUM_ENVS, AwaitedSync, assert_same, cell_arguments, difference, loops_in_turn
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from space_envs import ACTION_SPACES, Recorder
@@ -80,12 +81,11 @@ def batches_of(space: spaces.Space[Any]) -> list[tuple[str, Any]]:
     return [(form, change(batched.sample())) for form, change in FORMS.items()]
 
 
-@pytest.mark.parametrize(
-    ("name", "anyio_backend"),
-    [(name, BOTH_LOOPS_IN_TURN[number % 2]) for number, name in enumerate(ACTION_SPACES)],
-    indirect=["anyio_backend"],
-    ids=list(ACTION_SPACES),
-)
+# In the slab or by pickle; with two workers, one holds two envs and one a single one.
+ACTION_CELLS = [(0, True), (2, True), (2, False)]
+
+
+@loops_in_turn("name", product(ACTION_SPACES))
 async def test_actions_reach_the_env_as_in_gymnasium(name: str) -> None:
     """Samples, lists, arrays of another dtype or layout; and what the caller gave is not changed."""
     env_fns = [partial(Recorder, ACTION_SPACES[name], length=1000)] * NUM_ENVS
@@ -97,12 +97,9 @@ async def test_actions_reach_the_env_as_in_gymnasium(name: str) -> None:
             await sync.step(actions)
             expected.append(sync.call("last_action"))
     found = []
-    for num_workers, shared_memory in CELLS:
-        where = f"num_workers={num_workers} shared_memory={shared_memory}"
-        context: Any = "fork" if num_workers else None
-        async with aiovec.AsyncVectorEnv(
-            env_fns, num_workers=num_workers, shared_memory=shared_memory, context=context
-        ) as envs:
+    for cell in ACTION_CELLS:
+        where = f"{cell}"
+        async with aiovec.AsyncVectorEnv(env_fns, **cell_arguments(*cell)) as envs:
             await envs.reset()
             for (form, actions), taken in zip(batches, expected, strict=True):
                 before = copy.deepcopy(actions)
@@ -117,15 +114,12 @@ async def test_actions_reach_the_env_as_in_gymnasium(name: str) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("shared_memory", [True, False])
-@pytest.mark.parametrize("num_workers", [0, 2])
-async def test_actions_are_taken_when_step_is_called(num_workers: int, shared_memory: bool) -> None:
+@pytest.mark.parametrize("cell", ACTION_CELLS)
+async def test_actions_are_taken_when_step_is_called(cell: tuple[int, bool]) -> None:
     """One array that the caller fills anew for each step: what an env kept of the last one stays as it was."""
     space = spaces.Box(-99, 99, (2,), np.float32)
     actions = np.zeros((NUM_ENVS, 2), np.float32)
-    async with aiovec.AsyncVectorEnv(
-        [partial(Recorder, space)] * NUM_ENVS, num_workers=num_workers, shared_memory=shared_memory
-    ) as envs:
+    async with aiovec.AsyncVectorEnv([partial(Recorder, space)] * NUM_ENVS, **cell_arguments(*cell)) as envs:
         await envs.reset()
         for number in range(4):
             actions[:] = number

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from conformance.comparing import CELLS, NUM_ENVS, AwaitedSync, assert_same
+from conformance.comparing import CELLS, NUM_ENVS, AwaitedSync, assert_same, cell_arguments, loops_in_turn
 from space_envs import OBSERVATION_SPACES, Recorder, SpaceEnv
 
 import aiovec
@@ -47,16 +48,11 @@ SET: list[tuple[str, Any]] = [
 GET = ("level", "outer_level", "name", "action_space", "metadata", "render_mode", "told", "actions", "spec", "twice")
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@loops_in_turn("cell", product(CELLS))
 async def test_calls_and_attributes(cell: tuple[int, bool]) -> None:
     """Attributes set for all or one each, found and set through wrappers; a callable one is called."""
     env_fns = [partial(make_wrapped, env_index) for env_index in range(NUM_ENVS)]
-    num_workers, shared_memory = cell
-    context: Any = "fork" if num_workers else None
-    async with (
-        AwaitedSync(env_fns) as sync,
-        aiovec.AsyncVectorEnv(env_fns, num_workers=num_workers, shared_memory=shared_memory, context=context) as envs,
-    ):
+    async with AwaitedSync(env_fns) as sync, aiovec.AsyncVectorEnv(env_fns, **cell_arguments(*cell)) as envs:
         for vector in (sync, envs):
             await vector.reset(seed=1)
             await vector.step([0, 1, 2])
@@ -75,17 +71,11 @@ async def test_calls_and_attributes(cell: tuple[int, bool]) -> None:
         assert_same(await envs.render(env_ids=[1]), (sync.render()[1],), "render of one env")
 
 
-@pytest.mark.parametrize("render_mode", ["rgb_array", None])
-@pytest.mark.parametrize("cell", CELLS)
+@loops_in_turn("render_mode,cell", product(["rgb_array", None], CELLS))
 async def test_render(cell: tuple[int, bool], render_mode: str | None) -> None:
     """Frames as each env gives them, in the course of an episode; without a mode `None` each."""
     env_fns = [partial(SpaceEnv, OBSERVATION_SPACES["discrete_start"], render_mode)] * NUM_ENVS
-    num_workers, shared_memory = cell
-    context: Any = "fork" if num_workers else None
-    async with (
-        AwaitedSync(env_fns) as sync,
-        aiovec.AsyncVectorEnv(env_fns, num_workers=num_workers, shared_memory=shared_memory, context=context) as envs,
-    ):
+    async with AwaitedSync(env_fns) as sync, aiovec.AsyncVectorEnv(env_fns, **cell_arguments(*cell)) as envs:
         assert envs.render_mode == sync.render_mode == render_mode
         assert envs.metadata == sync.metadata
         for vector in (sync, envs):

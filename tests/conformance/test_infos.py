@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from itertools import product
 
 import numpy as np
 import pytest
 from conformance.comparing import (
     AUTORESET_MODES,
-    BOTH_LOOPS_IN_TURN,
     CELLS,
     NUM_ENVS,
     AwaitedSync,
     assert_same,
     assert_same_cells,
+    cell_arguments,
     expected_trajectory,
+    loops_in_turn,
 )
 from gymnasium.vector import AutoresetMode
 from space_envs import RAGGED, InfoEnv
@@ -25,7 +26,7 @@ import aiovec
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-@pytest.mark.parametrize("mode", AUTORESET_MODES)
+@loops_in_turn("mode", product(AUTORESET_MODES))
 async def test_infos_of_every_kind(mode: AutoresetMode) -> None:
     """None, scalars, arrays, objects, nested dicts, casts; keys of some envs at some steps; and no infos."""
     env_fns = [partial(InfoEnv, env_index) for env_index in range(NUM_ENVS)]
@@ -38,8 +39,7 @@ async def test_infos_of_every_kind(mode: AutoresetMode) -> None:
     await assert_same_cells(env_fns, mode, expected, 0)
 
 
-@pytest.mark.parametrize("anyio_backend", BOTH_LOOPS_IN_TURN[:1], indirect=True)
-@pytest.mark.parametrize("kind", RAGGED)
+@loops_in_turn("kind", product(RAGGED))
 async def test_infos_that_fit_no_array(kind: str) -> None:
     """Where Gymnasium raises, there is an object array of the very values, also within a nested dict."""
     env_fns = [partial(InfoEnv, env_index, kind) for env_index in range(NUM_ENVS)]
@@ -55,25 +55,22 @@ async def test_infos_that_fit_no_array(kind: str) -> None:
     for env_index in range(NUM_ENVS):
         values[env_index] = RAGGED[kind](env_index)
     everyone = np.ones(NUM_ENVS, np.bool_)
-    for num_workers, shared_memory in CELLS:
-        context: Any = "fork" if num_workers else None
-        async with aiovec.AsyncVectorEnv(
-            env_fns, num_workers=num_workers, shared_memory=shared_memory, context=context
-        ) as envs:
+    for cell in CELLS:
+        async with aiovec.AsyncVectorEnv(env_fns, **cell_arguments(*cell)) as envs:
             await envs.reset()
             infos = (await envs.step(actions))[-1]
-        where = f"num_workers={num_workers} shared_memory={shared_memory}: infos"
+        where = f"{cell}: infos"
         inside = {"value": values, "_value": everyone}
         assert_same(infos, inside | {"inside": inside, "_inside": everyone}, where)
 
 
-@pytest.mark.parametrize("kind", RAGGED)
+@loops_in_turn("kind", product(RAGGED))
 async def test_final_infos_that_fit_no_array(kind: str) -> None:
     """The same within `final_info`, in which only some envs have a row."""
     env_fns = [partial(InfoEnv, env_index, kind) for env_index in range(NUM_ENVS)]
     for num_workers in (0, 2):
         async with aiovec.AsyncVectorEnv(
-            env_fns, num_workers=num_workers, autoreset_mode=AutoresetMode.SAME_STEP
+            env_fns, autoreset_mode=AutoresetMode.SAME_STEP, **cell_arguments(num_workers, shared_memory=True)
         ) as envs:
             await envs.reset()
             found = 0

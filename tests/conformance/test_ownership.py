@@ -6,19 +6,21 @@ import copy
 import zlib
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 from conformance.comparing import (
     AUTORESET_MODES,
-    BOTH_LOOPS_IN_TURN,
     CELLS,
     AwaitedSync,
     assert_same,
     assert_same_cells,
     assert_same_trajectory,
+    cell_arguments,
     expected_trajectory,
+    loops_in_turn,
     trajectory,
 )
 from gymnasium import spaces
@@ -50,7 +52,7 @@ def observation_of(steps: int) -> dict[str, Any]:
     return {"array": np.full(2, steps, np.float32), "graph": graph}
 
 
-@pytest.mark.parametrize("mode", AUTORESET_MODES)
+@loops_in_turn("mode", product(AUTORESET_MODES))
 async def test_env_that_reuses_its_arrays(mode: AutoresetMode) -> None:
     """Equal to `SyncVectorEnv` in all but one thing.
 
@@ -62,7 +64,7 @@ async def test_env_that_reuses_its_arrays(mode: AutoresetMode) -> None:
     await assert_same_cells(env_fns, mode, expected, 0, without_final_obs)
 
 
-@pytest.mark.parametrize("mode", AUTORESET_MODES)
+@loops_in_turn("mode", product(AUTORESET_MODES))
 async def test_env_that_reuses_its_info(mode: AutoresetMode) -> None:
     """One dict, one dict within it and one array for all infos: `final_info` is as Gymnasium's, the terminal one."""
     env_fns = [partial(ReusingEnv, length, reuses_info=True) for length in LENGTHS]
@@ -87,7 +89,7 @@ async def keep_and_check(envs: aiovec.AsyncVectorEnv, keep: Callable[[Any], Any]
     """Keeps of 20 batches what `keep` takes, and sees that it stays; the checksums of all batches."""
     kept: list[tuple[str, Any, Any]] = []
     of_all = []
-    async for what, result in trajectory(envs, mode, 80):
+    async for what, result in trajectory(envs, mode, 50):
         of_all.append(checksums(result))
         if len(kept) < 20:
             part = keep(result)
@@ -97,7 +99,7 @@ async def keep_and_check(envs: aiovec.AsyncVectorEnv, keep: Callable[[Any], Any]
             for asked, part, before in kept:
                 assert checksums(part) == before, f"{asked} changed until {what}"
     assert len(kept) == 20
-    assert len(of_all) > 80
+    assert len(of_all) > 50
     return of_all
 
 
@@ -114,21 +116,13 @@ def arrays_of(observations: Any) -> list[Any]:
     return [value for value in values if isinstance(value, np.ndarray)]
 
 
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize(
-    ("cell", "anyio_backend"),
-    [(cell, BOTH_LOOPS_IN_TURN[number % 2]) for number, cell in enumerate(CELLS)],
-    indirect=["anyio_backend"],
-    ids=str,
-)
-async def test_what_was_returned_never_changes(cell: tuple[int, bool], nested: bool) -> None:
+@loops_in_turn("nested,cell", product([False, True], CELLS))
+async def test_what_was_returned_never_changes(nested: bool, cell: tuple[int, bool]) -> None:
     """Large observations (81 KiB a batch) are lent: all kept, some rows kept, or only the memory behind them."""
     mode = AutoresetMode.SAME_STEP
     env_fns = [partial(ImageEnv, nested)] * 3
     async with AwaitedSync(env_fns, autoreset_mode=mode) as sync:
-        expected = [checksums(result) async for _, result in trajectory(sync, mode, 80)]
-    num_workers, shared_memory = cell
-    context: Any = "fork" if num_workers else None
+        expected = [checksums(result) async for _, result in trajectory(sync, mode, 50)]
     for copies, max_buffers, keep in (
         (None, 4, "all"),
         (None, 4, "rows"),
@@ -139,41 +133,30 @@ async def test_what_was_returned_never_changes(cell: tuple[int, bool], nested: b
         (True, 4, "all"),
     ):
         async with aiovec.AsyncVectorEnv(
-            env_fns,
-            num_workers=num_workers,
-            shared_memory=shared_memory,
-            autoreset_mode=mode,
-            copy=copies,
-            context=context,
-            max_buffers=max_buffers,
+            env_fns, autoreset_mode=mode, copy=copies, max_buffers=max_buffers, **cell_arguments(*cell)
         ) as envs:
             found = await keep_and_check(envs, KEEP[keep], mode)
         assert found == expected, f"copy={copies} max_buffers={max_buffers} keep={keep}"
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@loops_in_turn("cell", product(CELLS))
 async def test_objects_in_infos_never_change(cell: tuple[int, bool]) -> None:
     """Also not where the env goes on changing the object: what `step` returned is the caller's."""
     mode = AutoresetMode.SAME_STEP
     env_fns = [partial(LoggingEnv, env_index) for env_index in range(3)]
-    num_workers, shared_memory = cell
-    context: Any = "fork" if num_workers else None
-    async with aiovec.AsyncVectorEnv(
-        env_fns, num_workers=num_workers, shared_memory=shared_memory, autoreset_mode=mode, context=context
-    ) as envs:
+    async with aiovec.AsyncVectorEnv(env_fns, autoreset_mode=mode, **cell_arguments(*cell)) as envs:
         await keep_and_check(envs, KEEP["all"], mode)
 
 
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("mode", AUTORESET_MODES)
-async def test_views_are_equal_when_they_are_returned(mode: AutoresetMode, nested: bool) -> None:
+@loops_in_turn("nested,mode", product([False, True], AUTORESET_MODES))
+async def test_views_are_equal_when_they_are_returned(nested: bool, mode: AutoresetMode) -> None:
     """With `copy=False` observations hold until the next call."""
     env_fns = [partial(ImageEnv, nested)] * 3
     expected = await expected_trajectory(env_fns, mode, 40)
     await assert_same_cells(env_fns, mode, expected, 0, copy=False)
 
 
-@pytest.mark.parametrize("mode", AUTORESET_MODES)
+@loops_in_turn("mode", product(AUTORESET_MODES))
 async def test_callers_may_write_into_what_they_got(mode: AutoresetMode) -> None:
     """Nothing that the caller does to its arrays comes back, also not in the rows that a masked reset repeats."""
     env_fns = [partial(ImageEnv, nested=True)] * 3
@@ -185,11 +168,6 @@ async def test_callers_may_write_into_what_they_got(mode: AutoresetMode) -> None
             array[...] = 1
         return compared, theirs
 
-    for num_workers, shared_memory in CELLS:
-        context: Any = "fork" if num_workers else None
-        async with aiovec.AsyncVectorEnv(
-            env_fns, num_workers=num_workers, shared_memory=shared_memory, autoreset_mode=mode, context=context
-        ) as envs:
-            await assert_same_trajectory(
-                envs, mode, expected, f"num_workers={num_workers} shared_memory={shared_memory}", overwritten
-            )
+    for cell in CELLS:
+        async with aiovec.AsyncVectorEnv(env_fns, autoreset_mode=mode, **cell_arguments(*cell)) as envs:
+            await assert_same_trajectory(envs, mode, expected, f"{cell}", overwritten)

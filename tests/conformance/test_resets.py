@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from conformance.comparing import CELLS, AwaitedSync, assert_same
+from conformance.comparing import CELLS, AwaitedSync, assert_same, cell_arguments, loops_in_turn
 from gymnasium.vector import AutoresetMode
 from space_envs import OBSERVATION_SPACES, DefaultsEnv, InfoEnv, Recorder, SpaceEnv
 
@@ -21,12 +22,7 @@ NUM_ENVS = 4
 SEEDS: tuple[Any, ...] = (3, [5, 6, 7, 8], [None, 1, None, 2], (9, None, 9, 9), 0, [0, 0, 0, 0])
 
 
-def cell_of(num_workers: int, shared_memory: bool) -> dict[str, Any]:
-    """Arguments of a vector, with workers that are cheap to start."""
-    return {"num_workers": num_workers, "shared_memory": shared_memory, "context": "fork" if num_workers else None}
-
-
-@pytest.mark.parametrize("mode", list(AutoresetMode))
+@loops_in_turn("mode", product(AutoresetMode))
 async def test_envs_get_the_seeds_and_options_of_gymnasium(mode: AutoresetMode) -> None:
     """Also the autoreset's, which has neither; compared are the arguments themselves and what is drawn after."""
     env_fns = [partial(Recorder, name=str(env_index)) for env_index in range(NUM_ENVS)]
@@ -58,7 +54,7 @@ async def test_envs_get_the_seeds_and_options_of_gymnasium(mode: AutoresetMode) 
         draws = sync.call("np_random")
     for cell in CELLS:
         before = copy.deepcopy(asked)
-        async with aiovec.AsyncVectorEnv(env_fns, autoreset_mode=mode, **cell_of(*cell)) as envs:
+        async with aiovec.AsyncVectorEnv(env_fns, autoreset_mode=mode, **cell_arguments(*cell)) as envs:
             await envs.reset(seed=1)
             assert_same(await drive(envs), expected, f"{cell}")
             assert_same(await envs.get_attr("told"), told, f"{cell}: told to the envs")
@@ -68,7 +64,7 @@ async def test_envs_get_the_seeds_and_options_of_gymnasium(mode: AutoresetMode) 
         assert_same(asked, before, f"{cell}: the caller's arguments")
 
 
-@pytest.mark.parametrize("mode", list(AutoresetMode))
+@loops_in_turn("mode", product(AutoresetMode))
 async def test_reset_without_arguments_tells_the_env_none(mode: AutoresetMode) -> None:
     """As in Gymnasium: `reset()` of the vector passes `None` to the envs, only an autoreset passes nothing."""
     steps = 4 if mode is AutoresetMode.DISABLED else 8
@@ -81,7 +77,9 @@ async def test_reset_without_arguments_tells_the_env_none(mode: AutoresetMode) -
         # An explicit None draws a seed by chance: what is compared is what the envs were told.
         expected = [infos_of(result) for result in await drive(sync)]
     for cell in CELLS:
-        async with aiovec.AsyncVectorEnv([DefaultsEnv] * NUM_ENVS, autoreset_mode=mode, **cell_of(*cell)) as envs:
+        async with aiovec.AsyncVectorEnv(
+            [DefaultsEnv] * NUM_ENVS, autoreset_mode=mode, **cell_arguments(*cell)
+        ) as envs:
             assert_same([infos_of(result) for result in await drive(envs)], expected, f"{cell}")
 
 
@@ -90,11 +88,11 @@ def infos_of(result: tuple[Any, ...]) -> Any:
     return result[-1]
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@loops_in_turn("cell", product(CELLS))
 async def test_env_that_takes_from_its_options(cell: tuple[int, bool]) -> None:
     """Each env has its own dict: what one takes out, the next one still has, and so has the caller."""
     options = {"level": 1, "taken": 2}
-    async with aiovec.AsyncVectorEnv([Recorder] * NUM_ENVS, **cell_of(*cell)) as envs:
+    async with aiovec.AsyncVectorEnv([Recorder] * NUM_ENVS, **cell_arguments(*cell)) as envs:
         await envs.reset(options=options)
         await envs.reset(options=options | {"reset_mask": np.ones(NUM_ENVS, np.bool_)})
         await envs.reset(options=options, env_ids=[0, 1, 2, 3])
@@ -103,7 +101,7 @@ async def test_env_that_takes_from_its_options(cell: tuple[int, bool]) -> None:
     assert [[seen for _, seen in of_env] for of_env in told] == [[repr(options)] * 3] * NUM_ENVS
 
 
-@pytest.mark.parametrize("name", ["box_float32", "dict", "text", "nested"])
+@loops_in_turn("name", product(["box_float32", "dict", "text", "nested"]))
 async def test_part_resets_are_the_rows_of_a_masked_reset(name: str) -> None:
     """`reset(env_ids=…)` gives dense rows, in the order asked for; an int seeds by env index."""
     await _compare_part_resets([partial(SpaceEnv, OBSERVATION_SPACES[name])] * NUM_ENVS)
@@ -135,7 +133,7 @@ async def _compare_part_resets(env_fns: list[Any]) -> None:
             expected.append(rows_of(await sync.reset(seed=by_env, options=options), env_ids))
             expected.append(await sync.step(actions))
     for cell in CELLS:
-        async with aiovec.AsyncVectorEnv(env_fns, **cell_of(*cell)) as envs:
+        async with aiovec.AsyncVectorEnv(env_fns, **cell_arguments(*cell)) as envs:
             results = [await envs.reset(seed=1)]
             for env_ids, seed in asked:
                 given, options = copy.copy(env_ids), {"level": 1}

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from conformance.comparing import (
     AUTORESET_MODES,
-    BOTH_LOOPS_IN_TURN,
     NUM_ENVS,
     AwaitedSync,
     assert_same,
     assert_same_cells,
     expected_trajectory,
+    loops_in_turn,
 )
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
@@ -26,17 +26,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 SPACES = OBSERVATION_SPACES | RARE_SPACES
 # Every class of space with every autoreset mode; the rarer forms with one mode each, in turn.
-CASES = [
+TABLE = [
     *product(OBSERVATION_SPACES, AUTORESET_MODES),
     *zip(RARE_SPACES, cycle(AUTORESET_MODES), strict=False),
 ]
-TABLE = [
-    pytest.param(number, name, mode, BOTH_LOOPS_IN_TURN[number % 2], id=f"{name}-{mode.value}")
-    for number, (name, mode) in enumerate(CASES)
-]
 
 
-@pytest.mark.parametrize(("number", "name", "mode", "anyio_backend"), TABLE, indirect=["anyio_backend"])
+@loops_in_turn("number,name,mode", [(number, *case) for number, case in enumerate(TABLE)])
 async def test_observation_space(number: int, name: str, mode: AutoresetMode) -> None:
     """All numbers of workers with and without shared memory, side by side."""
     env_fns = [partial(SpaceEnv, SPACES[name])] * NUM_ENVS
@@ -44,7 +40,7 @@ async def test_observation_space(number: int, name: str, mode: AutoresetMode) ->
     await assert_same_cells(env_fns, mode, expected, number)
 
 
-@pytest.mark.parametrize("mode", AUTORESET_MODES)
+@loops_in_turn("mode", product(AUTORESET_MODES))
 async def test_observations_that_only_fit(mode: AutoresetMode) -> None:
     """Lists, wider dtypes, other key orders, NaN: cast or taken as Gymnasium does it."""
     env_fns = [LooseEnv] * NUM_ENVS
@@ -52,7 +48,7 @@ async def test_observations_that_only_fit(mode: AutoresetMode) -> None:
     await assert_same_cells(env_fns, mode, expected, 0)
 
 
-@pytest.mark.parametrize("kind", WIDENED)
+@loops_in_turn("kind", product(WIDENED))
 async def test_observation_mode_different(kind: str) -> None:
     env_fns = [partial(Widened, env_index, kind) for env_index in range(NUM_ENVS)]
     mode = AutoresetMode.SAME_STEP
@@ -60,7 +56,7 @@ async def test_observation_mode_different(kind: str) -> None:
     await assert_same_cells(env_fns, mode, expected, 0, observation_mode="different")
 
 
-@pytest.mark.parametrize("kind", ["box", "discrete", "nested"])
+@loops_in_turn("kind", product(["box", "discrete", "nested"]))
 async def test_observation_mode_pair_of_spaces(kind: str) -> None:
     """The given spaces are shown as they are, whatever the envs' own bounds."""
     env_fns = [partial(Widened, env_index, kind) for env_index in range(NUM_ENVS)]
@@ -70,8 +66,7 @@ async def test_observation_mode_pair_of_spaces(kind: str) -> None:
     await assert_same_cells(env_fns, AutoresetMode.NEXT_STEP, expected, 0, observation_mode=pair)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("name", ["dict", "dict_integer_keys", "nested", "nested_tuple"])
+@loops_in_turn("name,num_workers", product(["dict", "dict_integer_keys", "nested", "nested_tuple"], [0, 2]))
 async def test_batch_has_the_keys_in_order(name: str, num_workers: int) -> None:
     """A batch of `Dict` observations lists its keys as Gymnasium's does."""
     env_fns = [partial(SpaceEnv, SPACES[name])] * 2
@@ -89,7 +84,7 @@ def keys_of(value: Any) -> list[Any]:
     return [keys_of(item) for item in value] if isinstance(value, tuple) else []
 
 
-@pytest.mark.parametrize("name", ["box_float32", "discrete_start", "dict", "text", "nested"])
+@loops_in_turn("name", product(["box_float32", "discrete_start", "dict", "text", "nested"]))
 async def test_batched_spaces_sample_alike(name: str) -> None:
     """Spaces that were seeded in the env give the same samples, single and batched."""
     env_fns = [partial(SeededSpaceEnv, SPACES[name])] * NUM_ENVS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from conformance.comparing import (
     assert_same_spaces,
     assert_same_trajectory,
     expected_trajectory,
+    loops_in_turn,
     trajectory,
 )
 from gymnasium.vector import AutoresetMode
@@ -27,9 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 Context = Literal["fork", "forkserver", "spawn"]
 
 
-@pytest.mark.parametrize("shared_memory", [True, False])
-@pytest.mark.parametrize("context", [None, "fork", "forkserver", "spawn"])
-async def test_contexts(context: Context | None, shared_memory: bool) -> None:
+@loops_in_turn("shared_memory,context", product([True, False], [None, "fork", "forkserver", "spawn"]))
+async def test_contexts(shared_memory: bool, context: Context | None) -> None:
     """However the workers were started, they do the same."""
     env_fns = [partial(SpaceEnv, OBSERVATION_SPACES["nested"])] * NUM_ENVS
     mode = AutoresetMode.SAME_STEP
@@ -40,7 +41,7 @@ async def test_contexts(context: Context | None, shared_memory: bool) -> None:
         await assert_same_trajectory(envs, mode, expected, f"{context}")
 
 
-@pytest.mark.parametrize("shared_memory", [True, False])
+@loops_in_turn("shared_memory", product([True, False]))
 async def test_trajectories_do_not_depend_on_num_workers(shared_memory: bool) -> None:
     """Even and uneven shares, more workers than envs, and none."""
     env_fns = [partial(SpaceEnv, OBSERVATION_SPACES["nested_tuple"])] * 5
@@ -56,20 +57,19 @@ async def test_trajectories_do_not_depend_on_num_workers(shared_memory: bool) ->
         assert_same(results, expected, f"num_workers={num_workers}")
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(
-    "env_id",
-    [
-        "CartPole-v1",
-        "Pendulum-v1",
-        "MountainCarContinuous-v0",
-        "Acrobot-v1",
-        "FrozenLake-v1",
-        "Blackjack-v1",
-        "Taxi-v4",
-    ],
+REGISTERED = (
+    "CartPole-v1",
+    "Pendulum-v1",
+    "MountainCarContinuous-v0",
+    "Acrobot-v1",
+    "FrozenLake-v1",
+    "Blackjack-v1",
+    "Taxi-v4",
 )
-async def test_registered_envs(env_id: str, num_workers: int) -> None:
+
+
+@loops_in_turn("num_workers,env_id", product([0, 2], REGISTERED))
+async def test_registered_envs(num_workers: int, env_id: str) -> None:
     """`make_vec` gives what `gymnasium.make_vec` gives."""
     kwargs = {"max_episode_steps": 30}
     sync = gym.make_vec(env_id, num_envs=4, vectorization_mode="sync", **kwargs)
