@@ -193,7 +193,7 @@ class SpaceEnv(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None:
+        if not self.samples:
             self.observation_space.seed(seed)
             self.samples = [self.observation_space.sample() for _ in range(20)]
         self.steps = 0

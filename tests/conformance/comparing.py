@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import aiovec
 
 NUM_STEPS = 200
+FEW_STEPS = 70  # what is beside the large table; a reset of all and a masked one are among them
 NUM_ENVS = 3
 AUTORESET_MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 # (num_workers, shared_memory); the last number is one worker an env.

@@ -14,6 +14,7 @@ import pytest
 from conformance.comparing import (
     AUTORESET_MODES,
     CELLS,
+    FEW_STEPS,
     AwaitedSync,
     assert_same,
     assert_same_cells,
@@ -60,7 +61,7 @@ async def test_env_that_reuses_its_arrays(mode: AutoresetMode) -> None:
     that Gymnasium has put into `final_obs`, so Gymnasium's is the reset observation. Ours is the terminal one.
     """
     env_fns = [partial(ReusingEnv, length, reuses_info=False) for length in LENGTHS]
-    expected = await expected_trajectory(env_fns, mode)
+    expected = await expected_trajectory(env_fns, mode, FEW_STEPS)
     await assert_same_cells(env_fns, mode, expected, 0, without_final_obs)
 
 
@@ -68,7 +69,7 @@ async def test_env_that_reuses_its_arrays(mode: AutoresetMode) -> None:
 async def test_env_that_reuses_its_info(mode: AutoresetMode) -> None:
     """One dict, one dict within it and one array for all infos: `final_info` is as Gymnasium's, the terminal one."""
     env_fns = [partial(ReusingEnv, length, reuses_info=True) for length in LENGTHS]
-    expected = await expected_trajectory(env_fns, mode)
+    expected = await expected_trajectory(env_fns, mode, FEW_STEPS)
     await assert_same_cells(env_fns, mode, expected, 0, without_final_obs)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from conformance.comparing import (
     AUTORESET_MODES,
+    FEW_STEPS,
     NUM_ENVS,
+    NUM_STEPS,
     AwaitedSync,
     assert_same,
     assert_same_cells,
@@ -36,7 +38,7 @@ TABLE = [
 async def test_observation_space(number: int, name: str, mode: AutoresetMode) -> None:
     """All numbers of workers with and without shared memory, side by side."""
     env_fns = [partial(SpaceEnv, SPACES[name])] * NUM_ENVS
-    expected = await expected_trajectory(env_fns, mode)
+    expected = await expected_trajectory(env_fns, mode, NUM_STEPS if name in OBSERVATION_SPACES else FEW_STEPS)
     await assert_same_cells(env_fns, mode, expected, number)
 
 
@@ -44,7 +46,7 @@ async def test_observation_space(number: int, name: str, mode: AutoresetMode) ->
 async def test_observations_that_only_fit(mode: AutoresetMode) -> None:
     """Lists, wider dtypes, other key orders, NaN: cast or taken as Gymnasium does it."""
     env_fns = [LooseEnv] * NUM_ENVS
-    expected = await expected_trajectory(env_fns, mode)
+    expected = await expected_trajectory(env_fns, mode, FEW_STEPS)
     await assert_same_cells(env_fns, mode, expected, 0)
 
 
@@ -52,7 +54,7 @@ async def test_observations_that_only_fit(mode: AutoresetMode) -> None:
 async def test_observation_mode_different(kind: str) -> None:
     env_fns = [partial(Widened, env_index, kind) for env_index in range(NUM_ENVS)]
     mode = AutoresetMode.SAME_STEP
-    expected = await expected_trajectory(env_fns, mode, observation_mode="different")
+    expected = await expected_trajectory(env_fns, mode, FEW_STEPS, observation_mode="different")
     await assert_same_cells(env_fns, mode, expected, 0, observation_mode="different")
 
 
@@ -61,7 +63,7 @@ async def test_observation_mode_pair_of_spaces(kind: str) -> None:
     """The given spaces are shown as they are, whatever the envs' own bounds."""
     env_fns = [partial(Widened, env_index, kind) for env_index in range(NUM_ENVS)]
     pair: tuple[spaces.Space[Any], spaces.Space[Any]] = (OBSERVATION_SPACES["dict"], WIDENED[kind](50))
-    expected = await expected_trajectory(env_fns, AutoresetMode.NEXT_STEP, observation_mode=pair)
+    expected = await expected_trajectory(env_fns, AutoresetMode.NEXT_STEP, FEW_STEPS, observation_mode=pair)
     assert expected[0].observation_space is pair[0]
     await assert_same_cells(env_fns, AutoresetMode.NEXT_STEP, expected, 0, observation_mode=pair)
 

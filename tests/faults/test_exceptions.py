@@ -347,13 +347,14 @@ def start_failure(request: pytest.FixtureRequest) -> Any:
     sys.modules.pop("only_in_the_parent", None)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("start_failure", START_FAILURES, indirect=True)
+@pytest.mark.parametrize(
+    ("start_failure", "num_workers"),
+    [*((failure, 2) for failure in START_FAILURES), *((failure, 0) for failure in ("init", "a dict", "none"))],
+    indirect=["start_failure"],
+)
 async def test_a_failed_start_raises_what_the_env_raised(start_failure: Any, num_workers: int) -> None:
     """And leaves nothing (see the fixture `nothing_left_behind`)."""
     env_fn, error, text = start_failure
-    if num_workers == 0 and error in (LookupError, ModuleNotFoundError):
-        pytest.skip("nothing travels")
     envs = AsyncVectorEnv(counters(3, _1=env_fn), num_workers=num_workers)
     async with asyncio.timeout(BOUND_SECONDS):
         for start in (envs.__aenter__, envs.reset):

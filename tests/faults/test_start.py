@@ -139,7 +139,7 @@ async def test_twenty_cycles_leave_no_descriptor_although_the_vectors_are_kept(t
     kept = []
     async with asyncio.timeout(3 * BOUND_SECONDS):
         for _ in range(20):
-            async with AsyncVectorEnv(recorded(log, 2), num_workers=2) as envs:
+            async with AsyncVectorEnv(recorded(log, 2), num_workers=1) as envs:
                 await envs.reset()
                 await envs.step([0, 0])
             kept.append(envs)
