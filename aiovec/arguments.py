@@ -136,6 +136,8 @@ def reset_targets(
     env_ids: Sequence[int] | None,
 ) -> ResetTargets:
     """The arguments of `reset`, checked."""
+    if options is not None and not isinstance(options, dict):
+        raise TypeError(f"options={options!r}: expected a dict for the envs' reset, or None")
     mask = None
     if options is not None and "reset_mask" in options:
         mask = _checked_mask(num_envs, options["reset_mask"])

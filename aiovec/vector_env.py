@@ -276,6 +276,8 @@ class AsyncVectorEnv:
         except BaseException:
             self._started.pool.terminate()
             raise
+        finally:
+            self._let_go()
         records = [record for reply in replies for record in reply.failures]
         if records:
             raise as_one_exception("close", records)
@@ -287,6 +289,13 @@ class AsyncVectorEnv:
             self._start_task.cancel()
         if self._started is not None:
             self._started.pool.terminate()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Drops what keeps the shared memory mapped; lent arrays keep it by themselves."""
+        self._buffers = []
+        for name in ("_ring", "_actions"):
+            self.__dict__.pop(name, None)  # twice, where terminate() comes into a close
 
     def __del__(self) -> None:
         if getattr(self, "_started", None) is None or self._closed:
@@ -385,6 +394,7 @@ class AsyncVectorEnv:
                 it.
         """
         pool = self._ready("step()")
+        pool.raise_untold_death()
         seq = pool.next_seq()
         pool.states.begin_step(seq, "step")
         try:
@@ -408,10 +418,13 @@ class AsyncVectorEnv:
 
     async def _replies(self, pool: Pool, call: PendingCall) -> list[BatchReply | None]:
         try:
-            return await pool.answered(call)
+            replies: list[BatchReply | None] = await pool.answered(call)
         except BaseException:
             pool.abandon(call)
             raise
+        if pool.slab is None:  # terminated between the answer and our turn
+            raise ClosedEnvironmentError(f"{call.command}()")
+        return replies
 
     def _settle(
         self,

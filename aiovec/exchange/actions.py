@@ -87,9 +87,9 @@ class ActionWriter:
             array = np.asarray(value)
         except ValueError as error:  # a ragged list
             raise InvalidActionsError(name, expected, f"a ragged {type(value).__name__}") from error
-        fits = np.can_cast(array.dtype, leaf.dtype, "same_kind")
-        if not hasattr(value, "__array__") and array.dtype.kind in "iu":
-            fits = fits or leaf.dtype.kind in "iu"  # Python's ints have no width
+        # Integers fit integers of any width: rows of another dtype travel as they are, so nothing is cast.
+        integers = array.dtype.kind in "iu" and leaf.dtype.kind in "iu"
+        fits = integers or np.can_cast(array.dtype, leaf.dtype, "same_kind")
         if array.shape != (self._num_envs, *leaf.shape) or not fits:
             raise InvalidActionsError(name, expected, f"shape {array.shape} of {array.dtype}")
         return array if hasattr(value, "__array__") else value

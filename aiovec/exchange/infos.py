@@ -8,13 +8,14 @@ the array has dtype `object` here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Column", "Columns", "collect", "merge", "renumber"]
+__all__ = ["Column", "Columns", "collect", "merge", "renumber", "values_of", "without"]
 
 # The envs that have the key (`None`: all of this worker), and a value each: a list, their stack as one array
 # where they are arrays of one shape and dtype, or the columns of nested dicts.
@@ -98,6 +99,32 @@ def renumber(columns: Columns, position: Mapping[int, int]) -> Columns:
         )
         for key, (env_ids, values) in columns.items()
     }
+
+
+def values_of(columns: Columns, env_ids: Sequence[int], path: str = "") -> Iterator[tuple[int, str, Any]]:
+    """Each env's value of each key, as (env index, key, value)."""
+    for key, (some_ids, values) in columns.items():
+        of_envs = env_ids if some_ids is None else some_ids
+        if isinstance(values, dict):
+            yield from values_of(values, of_envs, f"{path}{key}.")
+        else:
+            for env_index, value in zip(of_envs, values, strict=True):
+                yield env_index, path + key, value
+
+
+def without(columns: Columns, env_ids: Sequence[int], dropped: AbstractSet[int]) -> Columns:
+    """The columns without what some envs gave."""
+    rest: Columns = {}
+    for key, (some_ids, values) in columns.items():
+        of_envs = env_ids if some_ids is None else some_ids
+        kept = [position for position, env_index in enumerate(of_envs) if env_index not in dropped]
+        if kept:
+            ids = [of_envs[position] for position in kept]
+            if isinstance(values, dict):
+                rest[key] = (ids, without(values, of_envs, dropped))
+            else:
+                rest[key] = (ids, [values[position] for position in kept])
+    return rest
 
 
 def _index(rows: Sequence[int]) -> Any:

@@ -79,8 +79,10 @@ class InProcessWorker:
 
 
 def _own(reply: BatchReply | None) -> BatchReply | None:
-    """Observations without a fixed size are copied, as `SyncVectorEnv` does; others were copied into the slab."""
-    return reply if reply is None or not reply.dynamic else reply._replace(dynamic=copy.deepcopy(reply.dynamic))
+    """What did not go into the slab is the env's own object until it is copied: what we return never changes."""
+    if reply is None or not (reply.dynamic or reply.infos):
+        return reply
+    return reply._replace(dynamic=copy.deepcopy(reply.dynamic), infos=copy.deepcopy(reply.infos))
 
 
 def _capture(exception: BaseException, env_index: int, command: str) -> FailureRecord:

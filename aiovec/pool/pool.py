@@ -113,6 +113,7 @@ class Pool:
         self._context = context
         self._slab_fd = create_slab_file() if num_workers else -1
         self._calls: dict[int, PendingCall] = {}
+        self._untold: list[WorkerDied] = []
         self._seq = 0
         self._bare_requests: list[Any] = []
         self.slab: Slab | None = None
@@ -157,6 +158,15 @@ class Pool:
         self._seq += 1
         return self._seq
 
+    def raise_untold_death(self) -> None:
+        """Raises, once, the death of a worker that nobody was waiting for.
+
+        Raises:
+            WorkerDied: It happened since the last call.
+        """
+        if self._untold:
+            raise self._untold.pop(0)
+
     def prepare(self, messages: Sequence[Any]) -> list[Any]:
         """Makes one message for each worker ready; raises what pickling raises, before any worker is touched."""
         return [worker.prepare(message) for worker, message in zip(self.workers, messages, strict=True)]
@@ -197,7 +207,7 @@ class Pool:
                 if worker.alive:
                     worker.post(kind, seq, buffer, prepared[index])
                 else:
-                    death = WorkerDied(list(worker.env_ids), worker.pid, worker.exitcode, call.command, "")
+                    death = WorkerDied(list(worker.env_ids), worker.pid, worker.exitcode, None, "")
                     self._fail(call, worker.index, death)
         except BaseException:  # a Ctrl-C in the middle of an env that lives in this process
             self._forget(call)
@@ -266,6 +276,8 @@ class Pool:
         """Tells every call that waits for this worker; its envs need a reset."""
         for env_index in self.workers[index].env_ids:
             self.states.break_(env_index, "lost its worker")
+        if not any(index in call.missing for call in self._calls.values()):
+            self._untold.append(death)
         for call in list(self._calls.values()):
             if index in call.missing:
                 facts = (list(death.env_ids), death.pid, death.exitcode, call.command, death.stderr)
@@ -297,9 +309,11 @@ class Pool:
             call = self.post(FrameKind.CLOSE, "close", [worker.prepare(None) for worker in self.workers], workers=alive)
             for worker in self.workers:
                 worker.alive = False  # its end is expected from here on
-            await asyncio.wait([call.future], timeout=grace)
-            replies = [self.workers[index].unpack(payload) for index, payload in call.payloads.items()]
+            call.is_dropped = True  # its replies are read from it, nobody waits for its future
+            await asyncio.sleep(0)  # the reply of a worker in this process comes by the next turn
+            # A worker that has answered ends; one that dies instead does, too: its end is what to wait for.
             await self._ended(grace)
+            replies = [self.workers[index].unpack(payload) for index, payload in call.payloads.items()]
             if any(not worker.ended.is_set() for worker in self.workers):
                 for worker in self.workers:
                     worker.signal(signal.SIGTERM)
@@ -342,5 +356,5 @@ class Pool:
         self.slab = self.ring = None
         calls, self._calls = self._calls, {}
         for call in calls.values():
-            if not call.future.done() and not self.loop.is_closed():
+            if not (call.future.done() or call.is_dropped or self.loop.is_closed()):
                 call.future.set_exception(ClosedEnvironmentError(f"{call.command}()"))

@@ -96,6 +96,8 @@ class WorkerCore:
 
     def close(self) -> CallReply:
         """Closes the envs that were built."""
+        self._slab = self._actions = None
+        self._writers.clear()
         return self._host.close() if self._host is not None else CallReply([], [])
 
     def rows(self, buffer: int) -> list[Any]:
@@ -118,7 +120,7 @@ def _dynamic_columns(layout: Layout) -> Callable[[Sequence[Any]], list[list[Any]
         for observation in observations:
             value = observation
             for key in path:
-                if value is None:  # an env that never gave an observation; its failure is told
+                if value is None:  # an env that failed, which is told
                     break
                 value = value[key]
             values.append(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import signal
 import socket
@@ -37,9 +38,13 @@ def run_interpreter() -> None:
     connection_fd, lifeline_fd, slab_fd, parent_pid, look_again = map(int, sys.argv[1:6])
     with socket.socket(fileno=os.dup(connection_fd)) as connection:
         connection.setblocking(True)
-        # The parent's own sys.path, which may hold what no site file names. Until here only the standard
-        # library and aiovec were imported, so a user's signal.py could not shadow them.
-        sys.path[:] = _receive(connection, int.from_bytes(_receive(connection, 4), "little")).decode().split("\0")
+        path = _receive(connection, int.from_bytes(_receive(connection, 4), "little")).decode().split("\0")
+    # What the parent has imported by now came by its path of that time: a signal.py that lies where the user
+    # put something on sys.path since must not shadow the standard library here. So that path comes last at
+    # first, and as the parent has it once all that a worker itself needs is imported.
+    sys.path += [entry for entry in path if entry not in sys.path]
+    importlib.import_module("aiovec.worker.serve")
+    sys.path[:] = path
     _work(connection_fd, lifeline_fd, slab_fd, parent_pid, bool(look_again))
     # Threads that an env left running, and the interpreter's own tear-down, must not keep the parent waiting.
     os._exit(0)

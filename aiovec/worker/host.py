@@ -161,10 +161,10 @@ class EnvHost:
         for row in ended:
             if row in errors:
                 continue
-            # Copied before the reset: an env that reuses its array would overwrite the terminal observation.
-            final = {"final_obs": copy.deepcopy(self._observations[row]), "final_info": final_infos.pop(row, {})}
             try:
-                self._observations[row], info = self._reset(row, None, None)
+                # Copied before the reset: an env that reuses its array, or its info, would overwrite the last ones.
+                final = copy.deepcopy({"final_obs": self._observations[row], "final_info": final_infos.pop(row, {})})
+                self._observations[row], info = self._reset(row)
             except BaseException as exception:  # noqa: BLE001
                 errors[row] = exception
             else:
@@ -174,12 +174,12 @@ class EnvHost:
         infos[:] = sorted(final_infos.items())
 
     def _autoreset(self, row: int, _action: Any) -> Transition:
-        observation, info = self._reset(row, None, None)
+        observation, info = self._reset(row)
         return observation, 0.0, False, False, info
 
-    def _reset(self, row: int, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    def _reset(self, row: int, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         env = self.envs[row]
-        result: Any = env.reset(seed=seed, options=options)
+        result: Any = env.reset(**arguments)
         self._calls[row] = env.step
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise self._wrong_result(row, "reset", result)
@@ -200,7 +200,7 @@ class EnvHost:
             try:
                 # Each env its own dict: one that pops a key must not take it from the next.
                 options = None if request.options is None else dict(request.options)
-                self._observations[row], info = self._reset(row, seed, options)
+                self._observations[row], info = self._reset(row, seed=seed, options=options)
             except BaseException as exception:  # noqa: BLE001
                 errors[row] = exception
             else:
@@ -231,7 +231,8 @@ class EnvHost:
             errors.update(writer.write_observations(observations))
         if not (infos or entries or errors or self._has_dynamic_leaves):
             return None
-        return self._reply(infos, entries, self._dynamic_columns(observations), errors, command)
+        dynamic = self._dynamic_columns([None if row in errors else value for row, value in enumerate(observations)])
+        return self._reply(infos, entries, dynamic, errors, command)
 
     def _answer_some(
         self,
@@ -244,7 +245,7 @@ class EnvHost:
         errors.update(writer.write_some(good, [self._observations[row] for row in good]))
         if not (infos or errors or self._has_dynamic_leaves):
             return None
-        dynamic = self._dynamic_columns([self._observations[row] for row in rows])
+        dynamic = self._dynamic_columns([None if row in errors else self._observations[row] for row in rows])
         return self._reply(sorted(infos, key=operator.itemgetter(0)), [], dynamic, errors, "reset")
 
     def _reply(

@@ -12,15 +12,15 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from aiovec.exchange import pickles
 from aiovec.exchange.failures import FailureRecord, capture
 from aiovec.exchange.frames import Frame, FrameKind, FrameReader, pack_frame, pack_header
-from aiovec.exchange.messages import BatchReply, BuildReply, CallReply
+from aiovec.exchange.messages import BatchReply, BuildReply, CallReply, CallRequest, ResetRequest
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.worker.core import WorkerCore
+from aiovec.worker.travel import dumps_batch_reply, dumps_call_reply
 
 __all__ = ["serve"]
 
@@ -46,12 +46,12 @@ class _Server:
         self._core = WorkerCore(self._capture, lambda geometry: self._attach(geometry, slab_fd))
         self._shared = True
         self._closing = False
-        self._handlers: dict[int, Callable[[Frame], Any]] = {
+        self._handlers: dict[int, Callable[[Frame], bytes | None]] = {
             FrameKind.STEP: self._step,
             FrameKind.RESET: self._reset,
-            FrameKind.CALL: lambda frame: self._core.call(pickles.loads(frame.payload)),
-            FrameKind.SET_ATTR: lambda frame: self._core.set_attr(pickles.loads(frame.payload)),
-            FrameKind.BUILD: lambda frame: self._core.build(pickles.loads(frame.payload)),
+            FrameKind.CALL: self._call,
+            FrameKind.SET_ATTR: self._set_attr,
+            FrameKind.BUILD: self._build,
             FrameKind.MAP: self._map,
             FrameKind.CLOSE: self._close,
         }
@@ -70,21 +70,14 @@ class _Server:
                 self._answer(frame)
 
     def _answer(self, frame: Frame) -> None:
-        reply: BatchReply | BuildReply | CallReply | None
         try:
             reply = self._handlers[frame.kind](frame)
         except Exception as exception:  # noqa: BLE001  a request that cannot be unpickled here, above all
-            reply = self._refuse(frame, exception)
+            reply = pickles.dumps_to_parent(self._refuse(frame, exception))
         if reply is None:
             self._connection.sendall(pack_header(FrameKind.REPLY, frame.seq))
         else:
-            self._connection.sendall(pack_frame(FrameKind.REPLY, frame.seq, 0, self._pickled(reply, frame)))
-
-    def _pickled(self, reply: Any, frame: Frame) -> bytes:
-        try:
-            return pickles.dumps_to_parent(reply)
-        except Exception as exception:  # noqa: BLE001  an info or a result that no pickler takes
-            return pickles.dumps_to_parent(self._refuse(frame, exception))
+            self._connection.sendall(pack_frame(FrameKind.REPLY, frame.seq, 0, reply))
 
     def _refuse(self, frame: Frame, exception: Exception) -> BatchReply | BuildReply | CallReply:
         """The answer to a request that failed as a whole: every env of this worker failed in it."""
@@ -97,28 +90,50 @@ class _Server:
             return BatchReply({}, failures=failures)
         return CallReply([], failures)
 
-    def _step(self, frame: Frame) -> BatchReply | None:
+    def _build(self, frame: Frame) -> bytes:
+        return pickles.dumps_to_parent(self._core.build(pickles.loads(frame.payload)))
+
+    def _step(self, frame: Frame) -> bytes | None:
         actions = pickles.loads(frame.payload) if frame.payload else None
-        return self._with_rows(self._core.step(frame.buffer, actions), frame.buffer)
+        reply = self._core.step(frame.buffer, actions)
+        if reply is None and self._shared:
+            return None
+        return self._batch(reply, frame.buffer, self._core.env_ids, "step")
 
-    def _reset(self, frame: Frame) -> BatchReply | None:
-        return self._with_rows(self._core.reset(frame.buffer, pickles.loads(frame.payload)), frame.buffer)
+    def _reset(self, frame: Frame) -> bytes | None:
+        request: ResetRequest = pickles.loads(frame.payload)
+        reply = self._core.reset(frame.buffer, request)
+        if reply is None and self._shared:
+            return None
+        answered = self._envs(None if request.whole_batch else request.rows)
+        return self._batch(reply, frame.buffer, answered, "reset")
 
-    def _with_rows(self, reply: BatchReply | None, buffer: int) -> BatchReply | None:
-        if self._shared:
-            return reply
-        return (reply or BatchReply({}))._replace(arrays=self._core.rows(buffer))
+    def _batch(self, reply: BatchReply | None, buffer: int, answered: Sequence[int], command: str) -> bytes:
+        reply = reply or BatchReply({})
+        if not self._shared:
+            reply = reply._replace(arrays=self._core.rows(buffer))
+        return dumps_batch_reply(reply, answered, command, self._capture)
+
+    def _call(self, frame: Frame) -> bytes:
+        request: CallRequest = pickles.loads(frame.payload)
+        return dumps_call_reply(self._core.call(request), self._envs(request.rows), request.name, self._capture)
+
+    def _set_attr(self, frame: Frame) -> bytes:
+        return pickles.dumps_to_parent(self._core.set_attr(pickles.loads(frame.payload)))
+
+    def _envs(self, rows: Sequence[int] | None) -> Sequence[int]:
+        env_ids = self._core.env_ids
+        return env_ids if rows is None else [env_ids[row] for row in rows]
 
     def _map(self, frame: Frame) -> None:
         request = pickles.loads(frame.payload)
         self._shared = request.shared
         self._core.map(request)
-        gc.collect()
         gc.freeze()  # what is there now stays: the collector need not walk through it again and again
 
-    def _close(self, _frame: Frame) -> CallReply:
+    def _close(self, _frame: Frame) -> bytes:
         self._closing = True
-        return self._core.close()
+        return pickles.dumps_to_parent(self._core.close())
 
     def _attach(self, geometry: Geometry, slab_fd: int) -> Slab:
         slab = Slab.attach(geometry, slab_fd)

@@ -1,0 +1,107 @@
+"""Pickles replies so that the parent can always read them.
+
+What an env put into an info, an observation without a fixed size or the result of a call may not pickle, or
+may pickle and not load. That is that env's failure, and no other's: it is tried here, where the env is known.
+Plain numbers, texts and arrays need no trial, so the step path has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import GraphInstance
+
+from aiovec.errors import InvalidEnvResultError
+from aiovec.exchange import infos, pickles
+from aiovec.exchange.messages import BatchReply, CallReply
+from aiovec.worker.host import Capture
+
+__all__ = ["dumps_batch_reply", "dumps_call_reply"]
+
+_PLAIN = {int, float, bool, complex, str, bytes, type(None)}
+_CONTAINERS = {tuple, list, GraphInstance}
+
+
+def dumps_batch_reply(reply: BatchReply, answered: Sequence[int], command: str, capture: Capture) -> bytes:
+    """The bytes of a reply; envs whose part cannot travel have failed in it.
+
+    Args:
+        reply: What the envs gave.
+        answered: The envs of its rows, in order.
+        command: What they were asked for.
+        capture: Turns an exception into what a reply bears.
+    """
+    if _columns_are_plain(reply.infos) and all(_is_plain(column) for column in reply.dynamic):
+        return pickles.dumps_to_parent(reply)
+    try:
+        data = pickles.dumps_to_parent(reply)
+        pickles.loads(data)
+    except Exception:  # noqa: BLE001  whose is it?
+        return pickles.dumps_to_parent(_without_the_faulty(reply, answered, command, capture))
+    return data
+
+
+def dumps_call_reply(reply: CallReply, asked: Sequence[int], command: str, capture: Capture) -> bytes:
+    """The same for a call; `asked` are its envs, in order."""
+    try:
+        data = pickles.dumps_to_parent(reply)
+        pickles.loads(data)
+    except Exception:  # noqa: BLE001  whose is it?
+        results, failures = list(reply.results), list(reply.failures)
+        for position, env_index in enumerate(asked):
+            if (error := _fault(results[position])) is not None:
+                results[position] = None
+                failures.append(capture(_explained(env_index, "result", error), env_index, command))
+        return pickles.dumps_to_parent(CallReply(results, failures))
+    return data
+
+
+def _without_the_faulty(reply: BatchReply, answered: Sequence[int], command: str, capture: Capture) -> BatchReply:
+    faults: dict[int, Exception] = {}
+    for env_index, key, value in infos.values_of(reply.infos, sorted(answered)):
+        if (error := _fault(value)) is not None:
+            faults[env_index] = _explained(env_index, f"info {key!r}", error)
+    dynamic = [list(column) for column in reply.dynamic]
+    for column in dynamic:
+        for position, env_index in enumerate(answered):
+            if (error := _fault(column[position])) is not None:
+                faults[env_index] = _explained(env_index, "observation", error)
+                column[position] = None
+    failures = [capture(faults[env_index], env_index, command) for env_index in sorted(faults)]
+    columns = infos.without(reply.infos, sorted(answered), set(faults))
+    return BatchReply(columns, dynamic, [*reply.failures, *failures], reply.arrays)
+
+
+def _fault(value: Any) -> Exception | None:
+    try:
+        pickles.loads(pickles.dumps_to_parent(value))
+    except Exception as error:  # noqa: BLE001  this is the trial
+        return error
+    return None
+
+
+def _explained(env_index: int, what: str, error: Exception) -> InvalidEnvResultError:
+    expected = "what can be pickled and loaded again"
+    explained = InvalidEnvResultError(env_index, what, expected, f"{type(error).__name__}: {error}")
+    explained.__cause__ = error
+    return explained
+
+
+def _columns_are_plain(columns: infos.Columns) -> bool:
+    return all(
+        _columns_are_plain(values) if isinstance(values, dict) else _is_plain(values) for _, values in columns.values()
+    )
+
+
+def _is_plain(values: Any) -> bool:
+    if isinstance(values, np.ndarray):
+        return bool(values.dtype.kind != "O")
+    return set(map(type, values)) <= _PLAIN or all(map(_is_plain_value, values))
+
+
+def _is_plain_value(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return bool(value.dtype.kind != "O")
+    return type(value) in _PLAIN or (type(value) in _CONTAINERS and all(map(_is_plain_value, value)))
