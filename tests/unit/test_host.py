@@ -518,6 +518,6 @@ def test_dynamic_leaves_are_in_the_reply() -> None:
     assert hosted.step().dynamic == [["step 1"] * 3]
     reply = hosted.step([0, 1, 0])
     assert failed(reply) == {5: "ValueError"}
-    assert reply.dynamic == [["step 2", "step 1", "step 2"]]
+    assert reply.dynamic == [["step 2", None, "step 2"]]
     assert hosted.reset([2, 1]).dynamic == [["reset", "reset"]]
     assert hosted.rows.observations[0].tolist() == [2, 0, 0]
