@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 __all__ = ["Column", "Columns", "collect", "merge", "renumber", "values_of", "without"]
 
-# The envs that have the key (`None`: all of this worker), and a value each: a list, their stack as one array
-# where they are arrays of one shape and dtype, or the columns of nested dicts.
-Column = tuple[list[int] | None, "list[Any] | npt.NDArray[Any] | Columns"]
+# The envs that have the key (`None`: all of this worker), and a value each: a list, or a tuple where they are
+# Python numbers of one type, their stack as one array where they are arrays of one shape and dtype, or the
+# columns of nested dicts.
+Column = tuple[list[int] | None, "list[Any] | tuple[Any, ...] | npt.NDArray[Any] | Columns"]
 Columns = dict[str, Column]
 
 _EXACT_NUMBERS = (int, float, bool)
@@ -47,8 +48,12 @@ def collect(entries: Iterable[tuple[int, dict[str, Any]]], num_rows: int) -> Col
     return columns
 
 
-def _compact(key: str, env_ids: list[int], values: list[Any]) -> list[Any] | npt.NDArray[Any] | Columns:
+def _compact(
+    key: str, env_ids: list[int], values: list[Any]
+) -> list[Any] | tuple[Any, ...] | npt.NDArray[Any] | Columns:
     first = values[0]
+    if type(first) in _EXACT_NUMBERS and set(map(type, values)) == {type(first)}:
+        return tuple(values)
     if key == "final_obs":
         return values
     if isinstance(first, dict) and all(isinstance(value, dict) for value in values):
@@ -83,6 +88,9 @@ def merge(parts: Sequence[tuple[Sequence[int], Columns]], num_rows: int) -> dict
     infos: dict[str, Any] = {}
     for key, columns_of_key in by_key.items():
         infos[key] = _merge_column(key, columns_of_key, num_rows)
+        if sum([len(rows) for rows, _ in columns_of_key]) == num_rows:
+            infos[f"_{key}"] = np.ones(num_rows, dtype=np.bool_)
+            continue
         mask = np.zeros(num_rows, dtype=np.bool_)
         for rows, _ in columns_of_key:
             mask[_index(rows)] = True
@@ -133,6 +141,8 @@ def _index(rows: Sequence[int]) -> Any:
 
 def _merge_column(key: str, parts: list[tuple[Sequence[int], Any]], num_rows: int) -> Any:
     first = parts[0][1]
+    if type(first) is tuple and key != "final_obs" and (numbers := _numbers_of_all(parts, num_rows)) is not None:
+        return numbers
     if isinstance(first, dict) and all(isinstance(values, dict) for _, values in parts):
         return merge(parts, num_rows)
     if any(isinstance(values, dict) for _, values in parts):  # dicts here, something else there
@@ -150,10 +160,26 @@ def _merge_column(key: str, parts: list[tuple[Sequence[int], Any]], num_rows: in
     return _objects(parts, num_rows)
 
 
+def _numbers_of_all(parts: list[tuple[Sequence[int], Any]], num_rows: int) -> npt.NDArray[Any] | None:
+    """The usual case on the step path: every env has the key, with a Python number of one type; else `None`."""
+    numbers: list[Any] = []
+    kind = type(parts[0][1][0])
+    for rows, values in parts:
+        if type(rows) is not range or type(values) is not tuple or type(values[0]) is not kind:
+            return None
+        numbers += values
+    if len(numbers) != num_rows:
+        return None
+    try:
+        return np.array(numbers, dtype=kind)
+    except OverflowError:  # an int beyond 64 bits
+        return None
+
+
 def _numbers(parts: list[tuple[Sequence[int], Any]], kind: type, num_rows: int) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = np.zeros(num_rows, dtype=kind)
     for rows, values in parts:
-        if isinstance(values, list) and set(map(type, values)) == {kind}:
+        if type(values) is tuple and type(values[0]) is kind:
             array[_index(rows)] = values
         else:
             for row, value in zip(rows, values, strict=True):

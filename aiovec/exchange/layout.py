@@ -8,6 +8,7 @@ text is still not sent. The batch has the types that `gymnasium.vector.utils.con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ class Leaf:
         """Of `num_rows` rows in the slab, aligned."""
         if not self.fixed:
             return 0
-        return align(num_rows * int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize)
+        return align(num_rows * math.prod(self.shape) * self.dtype.itemsize)
 
     def column(self, values: Iterable[Any]) -> Sequence[Any]:
         """This leaf of many envs' values; raises `KeyError`, `IndexError`, `TypeError` where one has none."""
@@ -100,7 +101,7 @@ class Layout:
         offset = 0
         for leaf in self.fixed:
             shape = (num_rows, *leaf.shape)
-            nbytes = int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
+            nbytes = math.prod(shape) * leaf.dtype.itemsize
             arrays.append(memory[offset : offset + nbytes].view(leaf.dtype).reshape(shape))
             offset += leaf.nbytes(num_rows)
         return arrays

@@ -190,14 +190,14 @@ def test_arrays_of_one_shape_travel_as_one_array() -> None:
     assert columns["a"][0] is None
     assert same(columns["a"][1], np.array([[0.0, 0.0], [1.0, 1.0]]))
     assert columns["b"] == ([4], ["x"])
-    assert columns["c"] == ([5], {"d": ([5], [1])})
+    assert columns["c"] == ([5], {"d": ([5], (1,))})
 
 
 def test_renumber_puts_rows_for_env_indices() -> None:
     """Also in nested columns; `None` still means all of the worker's."""
     columns = collect([(4, {"a": 1, "n": {"x": 1}}), (7, {"a": 2}), (9, {"n": {"x": 2}})], 3)
     rows = renumber(columns, {4: 2, 7: 0, 9: 1})
-    assert rows == {"a": ([2, 0], [1, 2]), "n": ([2, 1], {"x": ([2, 1], [1, 2])})}
+    assert rows == {"a": ([2, 0], (1, 2)), "n": ([2, 1], {"x": ([2, 1], (1, 2))})}
     assert renumber({"a": (None, [1, 2])}, {4: 0, 7: 1}) == {"a": (None, [1, 2])}
     merged = merge([([2, 0, 1], rows)], 3)
     assert merged["a"].tolist() == [2, 0, 1]
