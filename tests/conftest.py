@@ -7,12 +7,18 @@ import contextlib
 import gc
 import inspect
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import pytest
+
+# A shell that starts something in the background has it ignore Ctrl-C, and children inherit that: the programs
+# that tests start must not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a loaded machine a process may not run for some 100 ms; a start or a join on the loop takes longer.
 LONGEST_GAP_SECONDS = 0.5
