@@ -1,6 +1,6 @@
 """Serves requests from a blocking socket, one after the other, in a process of its own.
 
-A worker has no event loop, so that an env may run one. Between two requests it looks for the next a few
+A worker has no event loop, so that an env may run one. Between two requests it looks for the next some 100
 microseconds before it sleeps: on a virtual machine a core that sleeps takes 25-50 µs to wake, which with 64
 CartPole is a quarter of a step. It yields its core at every look and stops looking where that does not pay.
 """
@@ -24,7 +24,7 @@ from aiovec.worker.travel import dumps_batch_reply, dumps_call_reply
 
 __all__ = ["serve"]
 
-_LOOK_SECONDS = 50e-6  # a parent without a policy comes back within some 30 µs
+_LOOK_SECONDS = 250e-6  # the parent comes back within 30-100 µs, and the slowest worker keeps the others waiting
 _MOST_SKIPPED = 63  # waits without a look after many that did not pay
 
 
