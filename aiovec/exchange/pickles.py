@@ -11,8 +11,9 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from types import TracebackType, WrapperDescriptorType
-from typing import Any
+from collections import ChainMap
+from types import CodeType, TracebackType, WrapperDescriptorType
+from typing import Any, ClassVar
 
 import cloudpickle
 import tblib
@@ -30,8 +31,7 @@ _main_classes: dict[str, type] = {}
 
 def dumps_to_worker(value: Any) -> bytes:
     """Pickles what a user gave: arguments, options, env_fns."""
-    pickled: bytes = cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-    return pickled
+    return _dumps(value, _Pickler)
 
 
 def dumps_to_parent(value: Any) -> bytes:
@@ -44,8 +44,12 @@ def dumps_to_parent(value: Any) -> bytes:
 
 def dumps_with_tracebacks(value: Any) -> bytes:
     """Pickles exceptions with their traceback, chain, notes and attributes, wherever they are in `value`."""
+    return _dumps(value, _ExceptionPickler)
+
+
+def _dumps(value: Any, pickler: type[_Pickler]) -> bytes:
     with io.BytesIO() as file:
-        _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+        pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
         return file.getvalue()
 
 
@@ -54,7 +58,22 @@ def loads(data: bytes | memoryview) -> Any:
     return pickle.loads(data)  # noqa: S301  the bytes come from our own process
 
 
+def _reduce_code(code: CodeType) -> tuple[Any, ...]:
+    # cloudpickle 3.1.3 leaves the file's name out; without it no traceback shows a line of the user's source.
+    build, arguments, *_ = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return _rebuild_code, (build, arguments, code.co_filename)
+
+
+def _rebuild_code(build: Any, arguments: tuple[Any, ...], filename: str) -> CodeType:
+    code: CodeType = build(*arguments)
+    return code.replace(co_filename=filename)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no stubs
+    dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+
+
+class _ExceptionPickler(_Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, TracebackType):
             return _rebuild_traceback, (_flat_frames(obj),)

@@ -44,6 +44,13 @@ def test_functions_go_to_the_worker_by_value() -> None:
     assert pickles.loads(pickles.dumps_to_worker(lambda: length + 1))() == 6
 
 
+def test_code_keeps_the_file_of_its_source() -> None:
+    """In nested code too: without it a traceback from a worker shows no source."""
+    function = pickles.loads(pickles.dumps_to_worker(lambda: lambda: None))
+    assert function.__code__.co_filename == __file__
+    assert function().__code__.co_filename == __file__
+
+
 def test_functions_come_back_too() -> None:
     """An info may hold a lambda; the slower pickler takes it."""
     got = pickles.loads(pickles.dumps_to_parent({"f": lambda x: x + 1}))
