@@ -362,11 +362,12 @@ class AsyncVectorEnv:
         pool.drop_unowed()
         buffer = HOME if env_ids is not None else self._ring.take()
         call = pool.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, workers=asked)
-        replies = await self._replies(pool, call)
-        self._receive(pool, asked, replies, self._buffers[buffer], target.env_ids)
+        replies: list[BatchReply | None] = await pool.answered(call)
+        if not pool.shared:
+            self._receive(pool, asked, replies, self._buffers[buffer], target.env_ids)
         self._settle(pool, call, replies)
         if env_ids is None:
-            return self._observations(call, replies), self._infos(pool, replies)
+            return self._observations(call, replies), self._infos(pool, replies) if replies else {}
         return self._rows(target.env_ids, pool, asked, replies)
 
     async def step(self, actions: Any) -> StepResult:
@@ -403,8 +404,8 @@ class AsyncVectorEnv:
         except BaseException:
             pool.states.settle(seq, {})  # nothing was sent: all are idle, as they were
             raise
-        call = pool.post(FrameKind.STEP, "step", prepared, seq=seq, buffer=self._ring.take())
-        replies = await self._replies(pool, call)
+        call = pool.post_step(prepared, seq, self._ring.take())
+        replies: list[BatchReply | None] = await pool.answered(call)
         buffer = self._buffers[call.buffer]
         if not pool.shared:
             self._receive(pool, range(len(pool.workers)), replies, buffer, range(self._num_envs))
@@ -414,17 +415,8 @@ class AsyncVectorEnv:
             buffer.truncations.copy(),
         )
         self._settle(pool, call, replies, terminations | truncations if self._waits_for_reset else None)
-        return self._observations(call, replies), rewards, terminations, truncations, self._infos(pool, replies)
-
-    async def _replies(self, pool: Pool, call: PendingCall) -> list[BatchReply | None]:
-        try:
-            replies: list[BatchReply | None] = await pool.answered(call)
-        except BaseException:
-            pool.abandon(call)
-            raise
-        if pool.slab is None:  # terminated between the answer and our turn
-            raise ClosedEnvironmentError(f"{call.command}()")
-        return replies
+        infos = self._infos(pool, replies) if replies else {}
+        return self._observations(call, replies), rewards, terminations, truncations, infos
 
     def _settle(
         self,
@@ -435,6 +427,9 @@ class AsyncVectorEnv:
     ) -> None:
         """Takes an answer: states, and the failures of envs raised."""
         pool.done(call)
+        if not replies and ended is None:  # the step path: nobody has anything to say
+            pool.states.settle(call.seq, {})
+            return
         records = [record for reply in replies if reply is not None for record in reply.failures]
         failed = {record.env_index: f"failed in {record.command}" for record in records}
         pool.states.settle(call.seq, failed, np.flatnonzero(ended).tolist() if ended is not None else ())
@@ -492,7 +487,7 @@ class AsyncVectorEnv:
         position = {env_index: row for row, env_index in enumerate(env_ids)}
         dynamic: list[list[Any]] = [[None] * len(env_ids) for _ in self._layout.dynamic]
         parts = []
-        for index, reply in zip(asked, replies, strict=True):
+        for index, reply in zip(asked, replies or [None] * len(asked), strict=True):
             if reply is None:
                 continue
             own = pool.workers[index].env_ids
@@ -575,11 +570,7 @@ class AsyncVectorEnv:
             messages.append(request([i - worker.env_ids.start for i in chosen], chosen) if chosen else None)
         asked = [index for index, message in enumerate(messages) if message is not None]
         call = pool.post(kind, name, pool.prepare(messages), workers=asked)
-        try:
-            replies: list[CallReply] = await pool.answered(call)
-        except BaseException:
-            pool.drop(call)
-            raise
+        replies: list[CallReply] = await pool.answered(call)
         pool.done(call)
         records = [record for reply in replies for record in reply.failures]
         if records:

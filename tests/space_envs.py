@@ -429,6 +429,30 @@ class InfoEnv(gym.Env[Any, Any]):
         return 1, 1.0, ended and self.steps % 2 == 0, ended and self.steps % 2 == 1, self._info()
 
 
+class InfoSizesEnv(gym.Env[Any, Any]):
+    """Its infos are empty, small, or of 100 KB, each env at steps of its own."""
+
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, env_index: int) -> None:
+        self.env_index = env_index
+        self.steps = 0
+
+    def _info(self) -> dict[str, Any]:
+        size = (0, 1, 100_000)[(self.steps // (1 + self.env_index)) % 3]
+        return {f"array{size}": np.full(size, self.steps % 256, np.uint8)} if size else {}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps += 1
+        return 0, self._info()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return 1, float(self.steps), self.steps % (5 + self.env_index) == 0, False, self._info()
+
+
 class ReusingEnv(gym.Env[Any, Any]):
     """Reuses its arrays in place at steps and resets; or its info too, with all that is in it."""
 

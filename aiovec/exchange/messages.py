@@ -79,12 +79,18 @@ class BuildReply:
 
 @dataclass(frozen=True)
 class MapRequest:
-    """Map the slab: what `exchange.slab.Geometry` needs, and whether the memory is shared at all."""
+    """Map the slab: what `exchange.slab.Geometry` needs, and whether the memory is shared at all.
+
+    Attributes:
+        worker_index: Whose reply area is this worker's.
+    """
 
     num_envs: int
     num_buffers: int
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
+    num_workers: int
+    worker_index: int
     shared: bool
 
 

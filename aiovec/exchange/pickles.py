@@ -58,9 +58,12 @@ def loads(data: bytes | memoryview) -> Any:
     return pickle.loads(data)  # noqa: S301  the bytes come from our own process
 
 
+_dispatch_table: Any = cloudpickle.Pickler.dispatch_table
+
+
 def _reduce_code(code: CodeType) -> tuple[Any, ...]:
     # cloudpickle 3.1.3 leaves the file's name out; without it no traceback shows a line of the user's source.
-    build, arguments, *_ = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    build, arguments, *_ = _dispatch_table[CodeType](code)
     return _rebuild_code, (build, arguments, code.co_filename)
 
 
@@ -70,7 +73,7 @@ def _rebuild_code(build: Any, arguments: tuple[Any, ...], filename: str) -> Code
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no stubs
-    dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+    dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, _dispatch_table)
 
 
 class _ExceptionPickler(_Pickler):

@@ -1,6 +1,7 @@
 """The slab: the one mapping that parent and workers share, and where everything lies in it.
 
-The owner of the memory. The slab holds the actions of all envs, then *buffers*. A buffer is what one batch
+The owner of the memory. The slab holds the actions of all envs, then *buffers*, then what each worker has to
+say beside them. A buffer is what one batch
 call writes: observations, rewards, terminations, truncations, each an array over all envs, of which every
 worker has its contiguous rows. Buffer 0 is *home*: its rows are copied out. Buffers 1, 2, … form the ring
 from which large batches are lent without a copy.
@@ -26,6 +27,7 @@ import numpy.typing as npt
 
 from aiovec.errors import SlabMemoryError
 from aiovec.exchange.layout import Layout, align
+from aiovec.exchange.reply_area import ReplyArea, reply_area_nbytes
 
 __all__ = ["Buffer", "Geometry", "Slab", "create_slab_file"]
 
@@ -39,15 +41,19 @@ class Geometry:
         num_buffers: Home and the ring.
         observations: Layout of one env's observation.
         actions: Layout of one env's action.
+        num_workers: How many reply areas; none where no memory is shared.
     """
 
     num_envs: int
     num_buffers: int
     observations: Layout
     actions: Layout
+    num_workers: int = 0
     rewards_offset: int = field(init=False)
     flags_offset: int = field(init=False)
     buffer_nbytes: int = field(init=False)
+    replies_offset: int = field(init=False)
+    reply_area_nbytes: int = field(init=False)
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +62,10 @@ class Geometry:
         set_(self, "flags_offset", self.rewards_offset + align(8 * self.num_envs))
         set_(self, "buffer_nbytes", self.flags_offset + 2 * align(self.num_envs))
         actions_nbytes = self.actions.nbytes(self.num_envs)
-        set_(self, "nbytes", actions_nbytes + self.num_buffers * self.buffer_nbytes)
+        set_(self, "replies_offset", actions_nbytes + self.num_buffers * self.buffer_nbytes)
+        rows_of_a_worker = -(-self.num_envs // self.num_workers) if self.num_workers else 0
+        set_(self, "reply_area_nbytes", reply_area_nbytes(rows_of_a_worker))
+        set_(self, "nbytes", self.replies_offset + self.num_workers * self.reply_area_nbytes)
 
     def action_arrays(self, memory: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
         """The actions of all envs, an array for each leaf of fixed size."""
@@ -73,6 +82,11 @@ class Geometry:
             memory[flags : flags + n].view(np.bool_),
             memory[flags + align(n) : flags + align(n) + n].view(np.bool_),
         )
+
+    def reply_area(self, memory: npt.NDArray[np.uint8], worker_index: int) -> ReplyArea:
+        """Where one worker leaves its replies."""
+        start = self.replies_offset + worker_index * self.reply_area_nbytes
+        return ReplyArea(memory[start : start + self.reply_area_nbytes])
 
 
 @dataclass(frozen=True)
@@ -191,3 +205,7 @@ class Slab:
     def buffer(self, index: int) -> Buffer:
         """One buffer over all envs."""
         return self.geometry.buffer(self.memory, index)
+
+    def reply_area(self, worker_index: int) -> ReplyArea:
+        """Where one worker leaves its replies."""
+        return self.geometry.reply_area(self.memory, worker_index)

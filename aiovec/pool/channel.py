@@ -26,12 +26,20 @@ class Channel:
     Args:
         connection: A non-blocking stream socket; the channel owns it.
         received: Called on the loop with each frame.
+        settled: Called on the loop, last, when what one read gave has been received.
         lost: Called on the loop, once, when the worker closed its end or the connection broke.
     """
 
-    def __init__(self, connection: socket.socket, received: Callable[[Frame], None], lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        received: Callable[[Frame], None],
+        settled: Callable[[], None],
+        lost: Callable[[], None],
+    ) -> None:
         self._connection = connection
         self._received = received
+        self._settled = settled
         self._lost = lost
         self._reader = FrameReader()
         self._unsent: deque[memoryview] = deque()
@@ -63,7 +71,7 @@ class Channel:
             self._loop.add_writer(self._connection.fileno(), self._writable)
 
     def drain(self) -> None:
-        """Takes what a worker that has ended had still written, so that no finished reply is lost."""
+        """Takes all that the worker has written by now."""
         while self._loop is not None and self._read():
             pass
 
@@ -74,6 +82,7 @@ class Channel:
 
     def _readable(self) -> None:
         self._read()
+        self._settled()
 
     def _read(self) -> bool:
         """Takes what one read gives; false where there is nothing now, or nothing more to come."""

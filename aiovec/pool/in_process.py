@@ -15,7 +15,7 @@ from typing import Any
 
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.frames import Frame, FrameKind
-from aiovec.exchange.messages import BatchReply, CallReply
+from aiovec.exchange.messages import BatchReply, CallReply, MapRequest
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.worker.core import WorkerCore
 
@@ -29,9 +29,16 @@ class InProcessWorker:
         env_ids: All of them.
         slab: Gives the parent's own memory.
         replied: Called with the worker's index and each reply.
+        settled: Called last in whatever brought replies.
     """
 
-    def __init__(self, env_ids: range, slab: Callable[[Geometry], Slab], replied: Callable[[int, Frame], None]) -> None:
+    def __init__(
+        self,
+        env_ids: range,
+        slab: Callable[[Geometry], Slab],
+        replied: Callable[[int, Frame], None],
+        settled: Callable[[], None],
+    ) -> None:
         self.index = 0
         self.env_ids = env_ids
         self.pid: int = os.getpid()
@@ -39,10 +46,11 @@ class InProcessWorker:
         self.exitcode: int | None = None
         self.ended: asyncio.Event = asyncio.Event()
         self._replied = replied
+        self._settled = settled
         self._core = WorkerCore(_capture, slab)
         self._handlers: dict[int, Callable[[int, Any], Any]] = {
             FrameKind.BUILD: lambda _buffer, message: self._core.build(message),
-            FrameKind.MAP: lambda _buffer, message: self._core.map(message),
+            FrameKind.MAP: lambda _buffer, message: self._map(message),
             FrameKind.STEP: lambda buffer, message: _own(self._core.step(buffer, message)),
             FrameKind.RESET: lambda buffer, message: _own(self._core.reset(buffer, message)),
             FrameKind.CALL: lambda _buffer, message: self._core.call(message),
@@ -58,7 +66,11 @@ class InProcessWorker:
 
     def post(self, kind: int, seq: int, buffer: int, prepared: Any) -> None:
         reply = self._handlers[kind](buffer, prepared)
-        asyncio.get_running_loop().call_soon(self._replied, self.index, Frame(kind, seq, buffer, reply))
+        asyncio.get_running_loop().call_soon(self._deliver, Frame(kind, seq, buffer, reply))
+
+    def _deliver(self, reply: Frame) -> None:
+        self._replied(self.index, reply)
+        self._settled()
 
     def unpack(self, payload: Any) -> Any:
         return payload
@@ -71,6 +83,9 @@ class InProcessWorker:
 
     def terminate(self) -> None:
         self._close()
+
+    def _map(self, message: MapRequest) -> None:
+        self._core.map(message)
 
     def _close(self) -> CallReply:
         self.alive = False

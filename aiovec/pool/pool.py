@@ -20,7 +20,10 @@ import numpy.typing as npt
 
 from aiovec.errors import ClosedEnvironmentError, WorkerDied
 from aiovec.exchange.frames import Frame, FrameKind
+from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab, create_slab_file
+from aiovec.exchange.tally import Tally
+from aiovec.pool.answer import Answer
 from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.local import LocalWorker
 from aiovec.pool.process import WorkerProcess
@@ -31,6 +34,8 @@ __all__ = ["PendingCall", "Pool", "split_envs", "usable_cpus"]
 
 # Replies larger than this are unpickled in a thread, so that the loop goes on meanwhile.
 _LARGE_NBYTES = 1 << 20
+
+_BATCH_KINDS = frozenset({FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.RESET})
 
 
 def usable_cpus() -> int:
@@ -51,6 +56,7 @@ class PendingCall:
     Attributes:
         seq: Its number; all its requests and replies bear it.
         command: As messages name it.
+        is_batch: Whether its answer is rows, which are owed if nobody waits for them any more.
         buffer: Which buffer its rows go to.
         missing: The workers that have not answered yet.
         payloads: What the others answered, by worker.
@@ -60,18 +66,30 @@ class PendingCall:
         is_dropped: Nobody will ask for the answer.
     """
 
-    __slots__ = ("buffer", "command", "deaths", "future", "is_abandoned", "is_dropped", "missing", "payloads", "seq")
+    __slots__ = (
+        "buffer",
+        "command",
+        "deaths",
+        "future",
+        "is_abandoned",
+        "is_batch",
+        "is_dropped",
+        "missing",
+        "payloads",
+        "seq",
+    )
 
     def __init__(
-        self, seq: int, command: str, buffer: int, workers: Iterable[int], future: asyncio.Future[None]
+        self, seq: int, command: str, is_batch: bool, buffer: int, workers: Iterable[int], future: Answer
     ) -> None:
         self.seq: int = seq
         self.command: str = command
+        self.is_batch: bool = is_batch
         self.buffer: int = buffer
         self.missing: set[int] = set(workers)
         self.payloads: dict[int, Any] = {}
         self.deaths: list[WorkerDied] = []
-        self.future: asyncio.Future[None] = future
+        self.future: Answer = future
         self.is_abandoned: bool = False
         self.is_dropped: bool = False
 
@@ -112,7 +130,12 @@ class Pool:
         self._num_workers = num_workers
         self._context = context
         self._slab_fd = create_slab_file() if num_workers else -1
+        self._tally = Tally(num_workers) if num_workers else None
+        # Whether a step is answered by the tally: one worker has nobody to wait for, and rows that are sent wake us.
+        self._together = num_workers > 1 and shared_memory
         self._calls: dict[int, PendingCall] = {}
+        self._answered: list[Answer] = []  # complete, and to be resumed when the callback at hand ends
+        self._reply_areas: list[ReplyArea] = []
         self._untold: list[WorkerDied] = []
         self._seq = 0
         self._bare_requests: list[Any] = []
@@ -127,12 +150,14 @@ class Pool:
     async def start_workers(self) -> None:
         """Starts every process, one after the other without waiting for any, and connects to it."""
         if not self._num_workers:
-            self.workers.append(InProcessWorker(self._env_ids[0], self._in_process_slab, self._replied))
+            self.workers.append(InProcessWorker(self._env_ids[0], self._in_process_slab, self._replied, self._settled))
             return
         look_again = self._num_workers <= usable_cpus()
         for index, env_ids in enumerate(self._env_ids):
-            process = WorkerProcess(self._context, self._slab_fd, look_again, f"aiovec-worker-{index}")
-            worker = LocalWorker(index, env_ids, process, self._replied, self._died)
+            assert self._tally is not None  # noqa: S101
+            name = f"aiovec-worker-{index}"
+            process = WorkerProcess(self._context, self._slab_fd, self._tally.worker_fd, look_again, name)
+            worker = LocalWorker(index, env_ids, process, self._replied, self._settled, self._died)
             self.workers.append(worker)
             worker.watch(self.loop)
             await asyncio.sleep(0)
@@ -145,6 +170,7 @@ class Pool:
             self.slab = Slab.private(geometry)
         self._close_slab_file()
         self.ring = Ring(self.slab, lend)
+        self._reply_areas = [self.slab.reply_area(index) for index in range(geometry.num_workers)]
         self._bare_requests = self.prepare([None] * len(self.workers))
 
     def _in_process_slab(self, _geometry: Geometry) -> Slab:
@@ -199,7 +225,8 @@ class Pool:
         """
         seq = seq or self.next_seq()
         chosen = range(len(self.workers)) if workers is None else workers
-        call = PendingCall(seq, command, buffer, chosen, self.loop.create_future())
+        is_batch = kind in _BATCH_KINDS
+        call = PendingCall(seq, command, is_batch, buffer, chosen, Answer(loop=self.loop))
         self._calls[seq] = call
         try:
             for index in chosen:
@@ -216,23 +243,48 @@ class Pool:
             raise
         return call
 
+    def post_step(self, prepared: Sequence[Any], seq: int, buffer: int) -> PendingCall:
+        """Sends a step request to every worker."""
+        if not self._together:
+            return self.post(FrameKind.STEP, "step", prepared, seq=seq, buffer=buffer)
+        assert self._tally is not None  # noqa: S101
+        self._tally.begin_step()
+        return self.post(FrameKind.STEP_TOGETHER, "step", prepared, seq=seq, buffer=buffer)
+
     async def answered(self, call: PendingCall) -> list[Any]:
-        """Waits for a call and reads its replies, in the order of its workers.
+        """Waits for a call and reads its replies, in the order of its workers; none if nobody has anything to say.
+
+        Whatever it raises, the call goes on in the workers: the rows of a batch are then owed, other answers are
+        dropped.
 
         Raises:
             WorkerDied: At once, if one of the workers died.
-            asyncio.CancelledError: The call goes on in the workers; tell `states` what that means.
+            ClosedEnvironmentError: The vector was terminated meanwhile.
+            asyncio.CancelledError: Nobody waits any more.
         """
-        await call.future
-        if call.deaths:
-            raise call.deaths[0]
-        payloads = [call.payloads[index] for index in sorted(call.payloads)]
-        unpack = self.workers[0].unpack
-        if call.is_large:
-            return await anyio.to_thread.run_sync(lambda: [unpack(payload) for payload in payloads])
-        return [unpack(payload) for payload in payloads]
+        try:
+            await call.future
+            if call.deaths:
+                raise call.deaths[0]
+            replies: list[Any] = []
+            if any(call.payloads.values()):
+                payloads = [call.payloads[index] for index in sorted(call.payloads)]
+                unpack = self.workers[0].unpack
+                if call.is_large:
+                    replies = await anyio.to_thread.run_sync(lambda: [unpack(payload) for payload in payloads])
+                else:
+                    replies = [unpack(payload) for payload in payloads]
+        except BaseException:
+            if call.is_batch:
+                self._abandon(call)
+            else:
+                self.drop(call)
+            raise
+        if call.is_batch and self.slab is None:  # terminated between the answer and our turn
+            raise ClosedEnvironmentError(f"{call.command}()")
+        return replies
 
-    def abandon(self, call: PendingCall) -> None:
+    def _abandon(self, call: PendingCall) -> None:
         """The task that waited for a batch is gone: what is not answered yet is owed, the rest is idle."""
         call.is_abandoned = True
         answered = [env_index for index in call.payloads for env_index in self.workers[index].env_ids]
@@ -261,27 +313,62 @@ class Pool:
 
     def _replied(self, index: int, frame: Frame) -> None:
         call = self._calls.get(frame.seq)
-        if call is None or index not in call.missing:
-            return  # the pool was closed meanwhile, or the worker counts as dead
-        call.payloads[index] = frame.payload
-        call.missing.discard(index)
-        if call.missing:
-            return
+        if call is None:
+            return  # the pool was closed meanwhile
+        if frame.kind == FrameKind.ALL_DONE:
+            self._take_reply_areas(call)
+        elif index in call.missing:  # else the worker counts as dead, or had answered before this echo
+            call.payloads[index] = frame.payload
+            call.missing.discard(index)
+        if not call.missing:
+            self._complete(call)
+
+    def _complete(self, call: PendingCall) -> None:
+        """Every worker has answered, or is gone."""
         if call.is_dropped:
             self._forget(call)
-        elif not call.future.done():
-            call.future.set_result(None)
+        else:
+            self._answered.append(call.future)
+
+    def _take_reply_areas(self, call: PendingCall) -> None:
+        """Takes what workers have left of a step; a reply too large for its area is on its way by the socket."""
+        for index in list(call.missing) if self._reply_areas else ():
+            reply = self._reply_areas[index].take(call.seq)
+            if reply is not None:
+                call.payloads[index] = reply
+                call.missing.discard(index)
+
+    def _settled(self) -> None:
+        """The last act of a callback that may have brought replies: resumes who waits for them."""
+        answered = self._answered
+        if len(answered) == 1:
+            future = answered.pop()
+            if not future.done():
+                future.resume()
+        elif answered:
+            self._answered = []
+            for future in answered:
+                if not future.done():
+                    future.set_result(None)
 
     def _died(self, index: int, death: WorkerDied) -> None:
         """Tells every call that waits for this worker; its envs need a reset."""
+        self._together = False
         for env_index in self.workers[index].env_ids:
             self.states.break_(env_index, "lost its worker")
-        if not any(index in call.missing for call in self._calls.values()):
-            self._untold.append(death)
-        for call in list(self._calls.values()):
+        is_told = False
+        for call in [call for call in self._calls.values() if index in call.missing]:
+            self._take_reply_areas(call)  # who had ended the step, the dead one perhaps, has answered
+            if not call.missing:
+                self._complete(call)
             if index in call.missing:
+                is_told = True
                 facts = (list(death.env_ids), death.pid, death.exitcode, call.command, death.stderr)
                 self._fail(call, index, WorkerDied(*facts))
+            for other in call.missing:  # those that would have answered by the tally
+                self.workers[other].post(FrameKind.ECHO, call.seq, HOME, b"")
+        if not is_told:
+            self._untold.append(death)
 
     def _fail(self, call: PendingCall, index: int, death: WorkerDied) -> None:
         call.missing.discard(index)
@@ -351,9 +438,16 @@ class Pool:
             os.close(self._slab_fd)
             self._slab_fd = -1
 
+    def _close_tally(self) -> None:
+        if self._tally is not None:
+            self._tally.close()
+            self._tally = None
+
     def _release(self) -> None:
         self._close_slab_file()
+        self._close_tally()
         self.slab = self.ring = None
+        self._reply_areas = []
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if not (call.future.done() or call.is_dropped or self.loop.is_closed()):

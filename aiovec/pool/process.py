@@ -95,11 +95,12 @@ class WorkerProcess:
     Args:
         context: `None` for a fresh interpreter, else the name of a multiprocessing start method.
         slab_fd: The shared memory; the process inherits it, the caller goes on owning it.
+        tally_fd: The worker's end of the tally; likewise.
         look_again: See `aiovec.worker.serve`.
         name: Shown by `multiprocessing`.
     """
 
-    def __init__(self, context: str | None, slab_fd: int, look_again: bool, name: str) -> None:
+    def __init__(self, context: str | None, slab_fd: int, tally_fd: int, look_again: bool, name: str) -> None:
         self.files: WorkerFiles = WorkerFiles.open()
         self._reaped = False
         self._owner_pid = os.getpid()
@@ -107,9 +108,9 @@ class WorkerProcess:
         self._unwatch: Callable[[], None] = lambda: None
         try:
             if context is None:
-                self._child: _Child = _start_interpreter(self.files, slab_fd, look_again)
+                self._child: _Child = _start_interpreter(self.files, slab_fd, tally_fd, look_again)
             else:
-                self._child = _start_multiprocessing(self.files, slab_fd, look_again, context, name)
+                self._child = _start_multiprocessing(self.files, slab_fd, tally_fd, look_again, context, name)
         except BaseException:
             self.files.close_worker_ends()
             self.files.connection.close()
@@ -197,8 +198,8 @@ class _Child:
     wait: Callable[[], int | None]  # blocks until it has ended: an instant for one that was killed
 
 
-def _start_interpreter(files: WorkerFiles, slab_fd: int, look_again: bool) -> _Child:
-    fds = (files.worker_connection.fileno(), files.worker_lifeline, slab_fd)
+def _start_interpreter(files: WorkerFiles, slab_fd: int, tally_fd: int, look_again: bool) -> _Child:
+    fds = (files.worker_connection.fileno(), files.worker_lifeline, slab_fd, tally_fd)
     root = str(Path(aiovec.__file__).parent.parent)
     if root in (*site.getsitepackages(), site.getusersitepackages()):
         entry = ["-m", "aiovec.worker"]
@@ -236,9 +237,12 @@ def _interpreter_flags() -> list[str]:
     return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def _start_multiprocessing(files: WorkerFiles, slab_fd: int, look_again: bool, context: str, name: str) -> _Child:
+def _start_multiprocessing(
+    files: WorkerFiles, slab_fd: int, tally_fd: int, look_again: bool, context: str, name: str
+) -> _Child:
     start: Any = multiprocessing.get_context(context)
-    fds = _Handover((files.worker_connection.fileno(), files.worker_lifeline, slab_fd, *files.worker_output))
+    ours = (files.worker_connection.fileno(), files.worker_lifeline, slab_fd, tally_fd)
+    fds = _Handover((*ours, *files.worker_output))
     foreign: tuple[int, ...] = ()
     if context == "fork":
         foreign = tuple(fd for held in (*(process.files for process in _alive), files) for fd in held.parent_fds())

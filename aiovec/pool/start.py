@@ -7,7 +7,7 @@ cancelled on the way, nothing is left of what had been started.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,15 @@ async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> None:
     num_envs = len(plan.env_fns)
     nbytes = observations.nbytes(num_envs)
     lend = plan.copy is None and pool.shared and nbytes >= LENT_FROM_NBYTES
-    geometry = Geometry(num_envs, plan.max_buffers if lend else 1, observations, Layout(spaces.single_action_space))
+    num_buffers = plan.max_buffers if lend else 1
+    num_workers = plan.num_workers if pool.shared else 0
+    geometry = Geometry(num_envs, num_buffers, observations, Layout(spaces.single_action_space), num_workers)
     await pool.map_slab(geometry, lend)
-    request = MapRequest(
-        num_envs, geometry.num_buffers, spaces.single_observation_space, spaces.single_action_space, pool.shared
-    )
-    messages: Sequence[MapRequest] = [request] * len(pool.workers)
+    both_spaces = (spaces.single_observation_space, spaces.single_action_space)
+    messages = [
+        MapRequest(num_envs, num_buffers, *both_spaces, num_workers, worker.index, pool.shared)
+        for worker in pool.workers
+    ]
     mapping = pool.post(FrameKind.MAP, "map", pool.prepare(messages))
     for refused in await pool.answered(mapping):
         if refused is not None:

@@ -46,15 +46,20 @@ class EnvStates:
         self._reasons = dict.fromkeys(range(num_envs), _NEW)
         self._callers = np.zeros(num_envs, dtype=np.int64)  # the number of the call that has or had each env
         self._observed = np.zeros(num_envs, dtype=np.bool_)  # whether it ever gave an observation
+        self._is_all_observed = False
+        # The step path: while all envs are idle, or all awaited by one call, only this says so. The arrays hold
+        # what they held before until `_spread` writes it out, and everything that reads them calls that first.
         self._all_idle = False
         self._caller_of_all = 0  # the number of a call that has all envs, else 0
 
     def __repr__(self) -> str:
+        self._spread()
         counts = ", ".join(f"{np.count_nonzero(self._states == state)} {state.name.lower()}" for state in EnvState)
         return f"<EnvStates {counts}>"
 
     def of(self, env_index: int) -> EnvState:
         """The state of one env."""
+        self._spread()
         return EnvState(self._states[env_index])
 
     def begin_step(self, seq: int, command: str) -> None:
@@ -65,6 +70,7 @@ class EnvStates:
             ResetNeeded: Some are broken.
         """
         if not self._all_idle:
+            self._spread()
             self._refuse_busy(command, (EnvState.AWAITED, EnvState.OWED), None)
             self._refuse_broken(command)
         self._begin_all(seq)
@@ -75,6 +81,7 @@ class EnvStates:
         Raises:
             AlreadyPendingCallError: Some are awaited.
         """
+        self._spread()
         self._refuse_busy(command, (EnvState.AWAITED,), env_ids)
         if env_ids is None:
             self._reasons.clear()
@@ -89,6 +96,7 @@ class EnvStates:
 
     def check_repeatable(self, command: str, env_ids: Sequence[int]) -> None:
         """Refuses envs that are busy or have no observation yet, where a call repeats their last one."""
+        self._spread()
         self._refuse_busy(command, (EnvState.AWAITED, EnvState.OWED), env_ids)
         unknown = [index for index in env_ids if not self._observed[index]]
         if unknown:
@@ -104,10 +112,13 @@ class EnvStates:
             ended: Envs whose episode ended, where nobody resets them but the user.
         """
         if self._caller_of_all == seq and not failed and not ended:
-            self._states.fill(EnvState.IDLE)
-            self._observed.fill(True)
-            self._all_idle = True
+            if not self._is_all_observed:
+                self._observed.fill(True)
+                self._is_all_observed = True
+            self._all_idle, self._caller_of_all = True, 0
             return
+        self._spread()
+        self._caller_of_all = 0
         mine = self._mine(seq, EnvState.AWAITED)
         self._states[mine] = EnvState.IDLE
         self._observed |= mine
@@ -122,6 +133,7 @@ class EnvStates:
 
     def abandon(self, seq: int, answered: Sequence[int] = ()) -> None:
         """The waiting task is gone: awaited → owed, and those that count as answered → idle."""
+        self._spread()
         self._caller_of_all = 0
         mine = self._mine(seq, EnvState.AWAITED)
         self._states[mine] = EnvState.OWED
@@ -131,14 +143,17 @@ class EnvStates:
 
     def break_(self, env_index: int, reason: str) -> None:
         """One env → broken, whatever it was."""
+        self._spread()
         self._states[env_index] = EnvState.BROKEN
         self._reasons[env_index] = reason
         self._observed[env_index] = False
+        self._is_all_observed = False
         self._all_idle = False
         self._caller_of_all = 0
 
     def is_owed_to(self, seq: int) -> bool:
         """Whether any env is still owed to this call."""
+        self._spread()
         return bool(self._mine(seq, EnvState.OWED).any())
 
     def _mine(self, seq: int, state: EnvState) -> npt.NDArray[np.bool_]:
@@ -146,10 +161,15 @@ class EnvStates:
         return mine
 
     def _begin_all(self, seq: int) -> None:
-        self._states.fill(EnvState.AWAITED)
-        self._callers.fill(seq)
-        self._caller_of_all = seq
-        self._all_idle = False
+        self._all_idle, self._caller_of_all = False, seq
+
+    def _spread(self) -> None:
+        """Writes out what holds for all envs into the state of each."""
+        if self._all_idle:
+            self._states.fill(EnvState.IDLE)
+        elif self._caller_of_all:
+            self._states.fill(EnvState.AWAITED)
+            self._callers.fill(self._caller_of_all)
 
     def _refuse_busy(self, command: str, states: tuple[EnvState, ...], env_ids: Sequence[int] | None) -> None:
         if self._all_idle:

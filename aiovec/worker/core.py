@@ -62,13 +62,13 @@ class WorkerCore:
         self._host = EnvHost(request, self._capture)
         return self._host.build()
 
-    def map(self, request: MapRequest) -> None:
+    def map(self, request: MapRequest) -> Slab:
         """Maps the slab and prepares the views that every step uses."""
         observations, actions = Layout(request.observation_space), Layout(request.action_space)
         ids = self.host.env_ids
         self._observations = observations
         if request.shared:
-            geometry = Geometry(request.num_envs, request.num_buffers, observations, actions)
+            geometry = Geometry(request.num_envs, request.num_buffers, observations, actions, request.num_workers)
             self._slab, self._rows = self._make_slab(geometry), slice(ids.start, ids.stop)
         else:
             self._slab = Slab.private(Geometry(len(ids), request.num_buffers, observations, actions))
@@ -76,6 +76,7 @@ class WorkerCore:
         self._actions = ActionReader(actions, [array[self._rows] for array in self._slab.action_arrays()], len(ids))
         self._writers.clear()
         self.host.set_dynamic_columns(_dynamic_columns(observations) if observations.dynamic else None)
+        return self._slab
 
     def step(self, buffer: int, actions: Sequence[Any] | None) -> BatchReply | None:
         """Steps every env, with actions from the slab unless they are given."""

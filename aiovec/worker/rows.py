@@ -6,7 +6,6 @@ row looked at, to name the env, the leaf and both shapes, and to keep the rows o
 
 from __future__ import annotations
 
-import operator
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +18,6 @@ from aiovec.exchange.layout import Layout, Leaf
 from aiovec.exchange.slab import Buffer
 
 __all__ = ["RowWriter"]
-
-_SHORT_NBYTES = 256
-_dtype_and_shape_of = operator.attrgetter("dtype", "shape")
 
 
 class RowWriter:
@@ -120,25 +116,14 @@ class _Column:
         self.leaf = leaf
         self.rows = rows
         self._count = len(rows)
-        self._dtype_and_shape = (leaf.dtype, leaf.shape)
         # The rows end to end: joining observations along their first axis is the cheapest way to write many.
         self._joined = rows.reshape(len(rows) * leaf.shape[0], *leaf.shape[1:]) if leaf.shape else None
-        # Cheaper still for short vectors: joining their bytes.
-        is_short = len(leaf.shape) == 1 and 0 < rows[:1].nbytes <= _SHORT_NBYTES
-        self._bytes: Any = memoryview(rows.reshape(-1).view(np.uint8)) if is_short else None  # type: ignore[arg-type]
 
     def write(self, values: Sequence[Any]) -> None:
         """Raises `ValueError` or `TypeError` if any value does not fit; rows may then be half written."""
         if self._joined is None:
             self._write_scalars(values)
             return
-        if self._bytes is not None:
-            try:
-                if list(map(_dtype_and_shape_of, values)).count(self._dtype_and_shape) == self._count:
-                    self._bytes[:] = b"".join(values)
-                    return
-            except (AttributeError, TypeError, ValueError, BufferError):  # lists, or strided arrays
-                pass
         if list(map(len, values)).count(self._joined.shape[0] // self._count) != self._count:
             raise ValueError
         # Checks all other dimensions; casts as np.stack does in Gymnasium's SyncVectorEnv (same_kind).

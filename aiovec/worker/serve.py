@@ -18,7 +18,9 @@ from aiovec.exchange import pickles
 from aiovec.exchange.failures import FailureRecord, capture
 from aiovec.exchange.frames import Frame, FrameKind, FrameReader, pack_frame, pack_header
 from aiovec.exchange.messages import BatchReply, BuildReply, CallReply, CallRequest, ResetRequest
+from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab
+from aiovec.exchange.tally import take_last
 from aiovec.worker.core import WorkerCore
 from aiovec.worker.travel import dumps_batch_reply, dumps_call_reply
 
@@ -28,31 +30,36 @@ _LOOK_SECONDS = 250e-6  # the parent comes back within 30-100 µs, and the slowe
 _MOST_SKIPPED = 63  # waits without a look after many that did not pay
 
 
-def serve(connection: socket.socket, slab_fd: int, look_again: bool) -> None:
+def serve(connection: socket.socket, slab_fd: int, tally_fd: int, look_again: bool) -> None:
     """Serves until the parent says close, or is gone.
 
     Args:
         connection: A blocking stream socket; frames in, frames out.
         slab_fd: The memory, empty until the first `MAP`.
+        tally_fd: See `aiovec.exchange.tally`.
         look_again: Whether to look for the next request before sleeping.
     """
-    _Server(connection, slab_fd, look_again).run()
+    _Server(connection, slab_fd, tally_fd, look_again).run()
 
 
 class _Server:
-    def __init__(self, connection: socket.socket, slab_fd: int, look_again: bool) -> None:
+    def __init__(self, connection: socket.socket, slab_fd: int, tally_fd: int, look_again: bool) -> None:
         self._connection = connection
+        self._tally_fd = tally_fd
         self._look_again = _LookAgain(connection) if look_again else None
         self._core = WorkerCore(self._capture, lambda geometry: self._attach(geometry, slab_fd))
+        self._reply_area: ReplyArea | None = None
         self._shared = True
         self._closing = False
         self._handlers: dict[int, Callable[[Frame], bytes | None]] = {
+            FrameKind.STEP_TOGETHER: self._step,
             FrameKind.STEP: self._step,
             FrameKind.RESET: self._reset,
             FrameKind.CALL: self._call,
             FrameKind.SET_ATTR: self._set_attr,
             FrameKind.BUILD: self._build,
             FrameKind.MAP: self._map,
+            FrameKind.ECHO: lambda _frame: None,
             FrameKind.CLOSE: self._close,
         }
 
@@ -74,10 +81,20 @@ class _Server:
             reply = self._handlers[frame.kind](frame)
         except Exception as exception:  # noqa: BLE001  a request that cannot be unpickled here, above all
             reply = pickles.dumps_to_parent(self._refuse(frame, exception))
-        if reply is None:
+        if frame.kind == FrameKind.STEP_TOGETHER:
+            self._answer_together(frame.seq, reply or b"")
+        elif reply is None:
             self._connection.sendall(pack_header(FrameKind.REPLY, frame.seq))
         else:
             self._connection.sendall(pack_frame(FrameKind.REPLY, frame.seq, 0, reply))
+
+    def _answer_together(self, seq: int, reply: bytes) -> None:
+        assert self._reply_area is not None  # noqa: S101  mapped before the first step
+        if not self._reply_area.leave(seq, reply):
+            self._connection.sendall(pack_frame(FrameKind.REPLY, seq, 0, reply))
+        # Behind the reply: whoever hears that all are done must find the replies of all.
+        if take_last(self._tally_fd):
+            self._connection.sendall(pack_header(FrameKind.ALL_DONE, seq))
 
     def _refuse(self, frame: Frame, exception: Exception) -> BatchReply | BuildReply | CallReply:
         """The answer to a request that failed as a whole: every env of this worker failed in it."""
@@ -86,7 +103,7 @@ class _Server:
         failures = [self._capture(exception, env_index, command) for env_index in self._core.env_ids]
         if frame.kind == FrameKind.BUILD:
             return BuildReply([], {}, None, failures)
-        if frame.kind in (FrameKind.STEP, FrameKind.RESET):
+        if frame.kind in (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.RESET):
             return BatchReply({}, failures=failures)
         return CallReply([], failures)
 
@@ -128,7 +145,9 @@ class _Server:
     def _map(self, frame: Frame) -> None:
         request = pickles.loads(frame.payload)
         self._shared = request.shared
-        self._core.map(request)
+        slab = self._core.map(request)
+        if request.num_workers:
+            self._reply_area = slab.reply_area(request.worker_index)
         gc.freeze()  # what is there now stays: the collector need not walk through it again and again
 
     def _close(self, _frame: Frame) -> bytes:
@@ -159,6 +178,7 @@ class _LookAgain:
             self._to_skip -= 1
             return
         poll, give_way, clock = self._poll, os.sched_yield, time.perf_counter
+        give_way()  # to the parent, which our answer has just woken
         end = clock() + _LOOK_SECONDS
         while not poll(0):
             if clock() > end:

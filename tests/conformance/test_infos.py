@@ -19,7 +19,7 @@ from conformance.comparing import (
     loops_in_turn,
 )
 from gymnasium.vector import AutoresetMode
-from space_envs import RAGGED, InfoEnv
+from space_envs import RAGGED, InfoEnv, InfoSizesEnv
 
 import aiovec
 
@@ -36,6 +36,14 @@ async def test_infos_of_every_kind(mode: AutoresetMode) -> None:
     masks = [infos["_int"] for infos in all_infos if "_int" in infos]
     assert any(mask.all() for mask in masks)
     assert not all(mask.all() for mask in masks)
+    await assert_same_cells(env_fns, mode, expected, 0)
+
+
+@loops_in_turn("mode", product(AUTORESET_MODES))
+async def test_infos_of_every_size(mode: AutoresetMode) -> None:
+    """What a worker has to say may be nothing, little, or more than fits into shared memory, at each step anew."""
+    env_fns = [partial(InfoSizesEnv, env_index) for env_index in range(NUM_ENVS)]
+    expected = await expected_trajectory(env_fns, mode)
     await assert_same_cells(env_fns, mode, expected, 0)
 
 
