@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aiovec.exchange import packed_infos
+from aiovec.exchange.packed_infos import PackedInfos
+
 __all__ = ["Column", "Columns", "collect", "merge", "renumber", "values_of", "without"]
 
 # The envs that have the key (`None`: all of this worker), and a value each: a list, or a tuple where they are
@@ -65,7 +68,7 @@ def _compact(
     return values
 
 
-def merge(parts: Sequence[tuple[Sequence[int], Columns]], num_rows: int) -> dict[str, Any]:
+def merge(parts: Sequence[tuple[Sequence[int], Columns | PackedInfos]], num_rows: int) -> dict[str, Any]:
     """The infos of a batch.
 
     Args:
@@ -77,8 +80,12 @@ def merge(parts: Sequence[tuple[Sequence[int], Columns]], num_rows: int) -> dict
         For each key an array `[num_rows, …]` or a nested dict, and under ``_key`` the mask `[num_rows]` of
         the rows that have it.
     """
+    packed = [columns for _, columns in parts if type(columns) is PackedInfos]
+    if packed and len(packed) == len(parts) and (merged := packed_infos.merge(packed, num_rows)) is not None:
+        return merged
     by_key: dict[str, list[tuple[Sequence[int], Any]]] = {}
-    for all_rows, columns in parts:
+    for all_rows, part in parts:
+        columns = _columns_of(part)
         for key, (some_rows, values) in columns.items():
             column = (all_rows if some_rows is None else some_rows, values)
             if key in by_key:
@@ -98,8 +105,9 @@ def merge(parts: Sequence[tuple[Sequence[int], Columns]], num_rows: int) -> dict
     return infos
 
 
-def renumber(columns: Columns, position: Mapping[int, int]) -> Columns:
+def renumber(part: Columns | PackedInfos, position: Mapping[int, int]) -> Columns:
     """The same columns with rows of a part batch in place of env indices."""
+    columns = _columns_of(part)
     return {
         key: (
             None if env_ids is None else [position[env_index] for env_index in env_ids],
@@ -133,6 +141,10 @@ def without(columns: Columns, env_ids: Sequence[int], dropped: AbstractSet[int])
             else:
                 rest[key] = (ids, [values[position] for position in kept])
     return rest
+
+
+def _columns_of(part: Columns | PackedInfos) -> Columns:
+    return {**part.columns()} if isinstance(part, PackedInfos) else part
 
 
 def _index(rows: Sequence[int]) -> Any:

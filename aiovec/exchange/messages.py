@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.infos import Columns
+from aiovec.exchange.packed_infos import PackedInfos
 
 __all__ = [
     "BatchReply",
@@ -136,13 +137,13 @@ class BatchReply(NamedTuple):
     A named tuple, since it is on the step path: it pickles in a third of a dataclass's time.
 
     Attributes:
-        infos: Columns, by env index.
+        infos: Columns by env index, or packed where that is all there is to say.
         dynamic: For each leaf without a fixed size the values of the answered rows.
         failures: The envs that failed; their rows hold nothing of this call.
         arrays: The worker's rows of the buffer, where no memory is shared.
     """
 
-    infos: Columns
+    infos: Columns | PackedInfos
     dynamic: Sequence[list[Any]] = ()
     failures: Sequence[FailureRecord] = ()
     arrays: Sequence[npt.NDArray[Any]] = ()

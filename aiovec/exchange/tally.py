@@ -31,7 +31,9 @@ class Tally:
         self._num_workers = num_workers
         self._steps_at_once = max(1, min(_STEPS_AT_ONCE, _PIPE_NBYTES // num_workers))
         self._steps_left = 0
-        self.worker_fd, self._fd = os.pipe()
+        read_fd, write_fd = os.pipe()
+        self.worker_fd: int = read_fd
+        self._fd = write_fd
         # Neither side ever waits here: the parent's loop must not, and a worker without a token answers aloud.
         os.set_blocking(self.worker_fd, False)
         os.set_blocking(self._fd, False)

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from aiovec.errors import WorkerDied
 from aiovec.exchange import pickles
 from aiovec.exchange.frames import Frame, pack_frame, pack_header
+from aiovec.exchange.messages import BatchReply
+from aiovec.exchange.packed_infos import MARK, PackedInfos
 from aiovec.pool.channel import Channel
 from aiovec.pool.output import WorkerOutput
 from aiovec.pool.process import WorkerProcess
@@ -103,7 +105,9 @@ class LocalWorker:
         self._channel.write(pack_frame(kind, seq, buffer, prepared) if prepared else pack_header(kind, seq, buffer))
 
     def unpack(self, payload: memoryview | bytes) -> Any:
-        return pickles.loads(payload) if payload else None
+        if not payload:
+            return None
+        return BatchReply(PackedInfos(bytes(payload))) if payload[:1] == MARK else pickles.loads(payload)
 
     def signal(self, number: int) -> None:
         """Sends a signal to the worker and what it started."""

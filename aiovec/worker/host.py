@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode
 
 from aiovec.errors import InvalidEnvResultError
 from aiovec.exchange import infos as infos_
-from aiovec.exchange import pickles
+from aiovec.exchange import packed_infos, pickles
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.messages import (
     BatchReply,
@@ -231,6 +231,10 @@ class EnvHost:
             errors.update(writer.write_observations(observations))
         if not (infos or entries or errors or self._has_dynamic_leaves):
             return None
+        if len(infos) == len(observations) and not (entries or errors or self._has_dynamic_leaves):
+            packed = packed_infos.pack([info for _, info in infos])
+            if packed is not None:
+                return BatchReply(packed)
         dynamic = self._dynamic_columns([None if row in errors else value for row, value in enumerate(observations)])
         return self._reply(infos, entries, dynamic, errors, command)
 

@@ -16,6 +16,7 @@ from gymnasium.spaces import GraphInstance
 from aiovec.errors import InvalidEnvResultError
 from aiovec.exchange import infos, pickles
 from aiovec.exchange.messages import BatchReply, CallReply
+from aiovec.exchange.packed_infos import PackedInfos
 from aiovec.worker.host import Capture
 
 __all__ = ["dumps_batch_reply", "dumps_call_reply"]
@@ -33,13 +34,16 @@ def dumps_batch_reply(reply: BatchReply, answered: Sequence[int], command: str, 
         command: What they were asked for.
         capture: Turns an exception into what a reply bears.
     """
-    if _columns_are_plain(reply.infos) and all(_is_plain(column) for column in reply.dynamic):
+    columns = reply.infos
+    if isinstance(columns, PackedInfos):
+        return pickles.dumps_to_parent(reply) if reply.arrays else columns.data
+    if _columns_are_plain(columns) and all(_is_plain(column) for column in reply.dynamic):
         return pickles.dumps_to_parent(reply)
     try:
         data = pickles.dumps_to_parent(reply)
         pickles.loads(data)
     except Exception:  # noqa: BLE001  whose is it?
-        return pickles.dumps_to_parent(_without_the_faulty(reply, answered, command, capture))
+        return pickles.dumps_to_parent(_without_the_faulty(reply, columns, answered, command, capture))
     return data
 
 
@@ -58,9 +62,11 @@ def dumps_call_reply(reply: CallReply, asked: Sequence[int], command: str, captu
     return data
 
 
-def _without_the_faulty(reply: BatchReply, answered: Sequence[int], command: str, capture: Capture) -> BatchReply:
+def _without_the_faulty(
+    reply: BatchReply, columns: infos.Columns, answered: Sequence[int], command: str, capture: Capture
+) -> BatchReply:
     faults: dict[int, Exception] = {}
-    for env_index, key, value in infos.values_of(reply.infos, sorted(answered)):
+    for env_index, key, value in infos.values_of(columns, sorted(answered)):
         if (error := _fault(value)) is not None:
             faults[env_index] = _explained(env_index, f"info {key!r}", error)
     dynamic = [list(column) for column in reply.dynamic]
@@ -70,8 +76,8 @@ def _without_the_faulty(reply: BatchReply, answered: Sequence[int], command: str
                 faults[env_index] = _explained(env_index, "observation", error)
                 column[position] = None
     failures = [capture(faults[env_index], env_index, command) for env_index in sorted(faults)]
-    columns = infos.without(reply.infos, sorted(answered), set(faults))
-    return BatchReply(columns, dynamic, [*reply.failures, *failures], reply.arrays)
+    rest = infos.without(columns, sorted(answered), set(faults))
+    return BatchReply(rest, dynamic, [*reply.failures, *failures], reply.arrays)
 
 
 def _fault(value: Any) -> Exception | None:

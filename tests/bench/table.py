@@ -86,6 +86,7 @@ def measure(work: Work, rounds: int, turn: Callable[[], None]) -> Measured:
         before = processes.run(work.steps, contestants.LOCK_STEP) / work.steps
         own = ours.run(work.steps) / work.steps
         after = processes.run(work.steps, contestants.LOCK_STEP) / work.steps
+        ours.run_beside_heartbeat(few)
         gymnasium = theirs.run(few) / few if theirs is not None else float("nan")
         if round_number:  # the first one warms up
             times.append((bare, (before + after) / 2, own, gymnasium))
