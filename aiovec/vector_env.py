@@ -23,7 +23,8 @@ from aiovec.exchange.failures import as_one_exception
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import BatchReply, CallReply, CallRequest, ResetRequest, SetAttrRequest
 from aiovec.exchange.slab import Buffer
-from aiovec.pool.pool import PendingCall, Pool
+from aiovec.pool.pending_call import PendingCall
+from aiovec.pool.pool import Pool
 from aiovec.pool.ring import HOME, Ring
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, Started, start

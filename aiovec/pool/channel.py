@@ -26,7 +26,7 @@ class Channel:
     Args:
         connection: A non-blocking stream socket; the channel owns it.
         received: Called on the loop with each frame.
-        settled: Called on the loop, last, when what one read gave has been received.
+        resume: Called on the loop, last, when what one read gave has been received.
         lost: Called on the loop, once, when the worker closed its end or the connection broke.
     """
 
@@ -34,12 +34,12 @@ class Channel:
         self,
         connection: socket.socket,
         received: Callable[[Frame], None],
-        settled: Callable[[], None],
+        resume: Callable[[], None],
         lost: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._received = received
-        self._settled = settled
+        self._resume = resume
         self._lost = lost
         self._reader = FrameReader()
         self._unsent: deque[memoryview] = deque()
@@ -82,7 +82,7 @@ class Channel:
 
     def _readable(self) -> None:
         self._read()
-        self._settled()
+        self._resume()
 
     def _read(self) -> bool:
         """Takes what one read gives; false where there is nothing now, or nothing more to come."""

@@ -29,7 +29,7 @@ class InProcessWorker:
         env_ids: All of them.
         slab: Gives the parent's own memory.
         replied: Called with the worker's index and each reply.
-        settled: Called last in whatever brought replies.
+        resume: Called last in whatever brought replies.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class InProcessWorker:
         env_ids: range,
         slab: Callable[[Geometry], Slab],
         replied: Callable[[int, Frame], None],
-        settled: Callable[[], None],
+        resume: Callable[[], None],
     ) -> None:
         self.index = 0
         self.env_ids = env_ids
@@ -46,7 +46,7 @@ class InProcessWorker:
         self.exitcode: int | None = None
         self.ended: asyncio.Event = asyncio.Event()
         self._replied = replied
-        self._settled = settled
+        self._resume = resume
         self._core = WorkerCore(_capture, slab)
         self._handlers: dict[int, Callable[[int, Any], Any]] = {
             FrameKind.BUILD: lambda _buffer, message: self._core.build(message),
@@ -70,7 +70,7 @@ class InProcessWorker:
 
     def _deliver(self, reply: Frame) -> None:
         self._replied(self.index, reply)
-        self._settled()
+        self._resume()
 
     def unpack(self, payload: Any) -> Any:
         return payload

@@ -2,7 +2,7 @@
 
 What the pool asks of a worker, of whichever kind: `prepare` a request (may fail, touches nothing), `post` it
 (cannot fail), `unpack` a reply's payload, and its end. What a worker tells the pool:
-`replied` with each reply, `settled` as the last act of a callback that may have brought any, `died` once.
+`replied` with each reply, `resume` as the last act of a callback that may have brought any, `died` once.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LocalWorker:
         env_ids: Its envs.
         process: Just started.
         replied: Called with the worker's index and each reply.
-        settled: Called last in whatever may have brought replies.
+        resume: Called last in whatever may have brought replies.
         died: Called once if the process ends unasked, with what there is to say.
     """
 
@@ -72,7 +72,7 @@ class LocalWorker:
         env_ids: range,
         process: WorkerProcess,
         replied: Callable[[int, Frame], None],
-        settled: Callable[[], None],
+        resume: Callable[[], None],
         died: Callable[[int, WorkerDied], None],
     ) -> None:
         self.index = index
@@ -81,13 +81,13 @@ class LocalWorker:
         self.alive: bool = True
         self.ended: asyncio.Event = asyncio.Event()
         self._process = process
-        self._settled = settled
+        self._resume = resume
         self._died = died
         self.exitcode: int | None = None
         self._hanging_up: asyncio.TimerHandle | None = None
         self._hung_up = False
         self._output = WorkerOutput(process.files.output, f"aiovec worker {index}")
-        self._channel = Channel(process.files.connection, lambda frame: replied(index, frame), settled, self._lost)
+        self._channel = Channel(process.files.connection, lambda frame: replied(index, frame), resume, self._lost)
 
     def __repr__(self) -> str:
         return f"<LocalWorker {self.index} pid={self.pid} alive={self.alive} {self._channel!r}>"
@@ -129,7 +129,7 @@ class LocalWorker:
         if was_alive:
             exitcode = None if self._hung_up else self.exitcode
             self._died(self.index, WorkerDied(list(self.env_ids), self.pid, exitcode, None, self._output.stderr_tail))
-        self._settled()
+        self._resume()
 
     def _finish(self) -> None:
         """Takes what is left of a process that has ended or was killed, and frees everything."""

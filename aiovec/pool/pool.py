@@ -1,8 +1,7 @@
 """The workers of one started vector: calls out, replies in, start and end.
 
-Every call, whichever kind, is a `PendingCall`: one request to each of its workers, one future, one number
-that all its replies bear. A call whose task was cancelled stays pending, and its replies are still taken;
-what becomes of them is told by `states`. Each method here that changes something is synchronous.
+A call whose task was cancelled stays pending, and its replies are still taken; what becomes of them is told
+by `states`. Each method here that changes something is synchronous.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,14 +25,12 @@ from aiovec.exchange.tally import Tally
 from aiovec.pool.answer import Answer
 from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.local import LocalWorker
+from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.process import WorkerProcess
 from aiovec.pool.ring import HOME, Ring
 from aiovec.pool.states import EnvStates
 
-__all__ = ["PendingCall", "Pool", "split_envs", "usable_cpus"]
-
-# Replies larger than this are unpickled in a thread, so that the loop goes on meanwhile.
-_LARGE_NBYTES = 1 << 20
+__all__ = ["Pool", "split_envs", "usable_cpus"]
 
 _BATCH_KINDS = frozenset({FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.RESET})
 
@@ -48,58 +45,6 @@ def split_envs(num_envs: int, num_workers: int) -> list[range]:
     share, rest = divmod(num_envs, num_workers)
     bounds = [index * share + min(index, rest) for index in range(num_workers + 1)]
     return [range(start, stop) for start, stop in pairwise(bounds)]
-
-
-class PendingCall:
-    """One call from its requests to its answer.
-
-    Attributes:
-        seq: Its number; all its requests and replies bear it.
-        command: As messages name it.
-        is_batch: Whether its answer is rows, which are owed if nobody waits for them any more.
-        buffer: Which buffer its rows go to.
-        missing: The workers that have not answered yet.
-        payloads: What the others answered, by worker.
-        deaths: The workers that died meanwhile.
-        future: Done when there is something to say to the task that waits.
-        is_abandoned: The task that waited is gone; the answer is owed.
-        is_dropped: Nobody will ask for the answer.
-    """
-
-    __slots__ = (
-        "buffer",
-        "command",
-        "deaths",
-        "future",
-        "is_abandoned",
-        "is_batch",
-        "is_dropped",
-        "missing",
-        "payloads",
-        "seq",
-    )
-
-    def __init__(
-        self, seq: int, command: str, is_batch: bool, buffer: int, workers: Iterable[int], future: Answer
-    ) -> None:
-        self.seq: int = seq
-        self.command: str = command
-        self.is_batch: bool = is_batch
-        self.buffer: int = buffer
-        self.missing: set[int] = set(workers)
-        self.payloads: dict[int, Any] = {}
-        self.deaths: list[WorkerDied] = []
-        self.future: Answer = future
-        self.is_abandoned: bool = False
-        self.is_dropped: bool = False
-
-    def __repr__(self) -> str:
-        return f"<PendingCall {self.seq} {self.command} missing={sorted(self.missing)} dropped={self.is_dropped}>"
-
-    @property
-    def is_large(self) -> bool:
-        """Whether to read the answer in a thread."""
-        return sum(len(p) for p in self.payloads.values() if isinstance(p, (bytes, memoryview))) > _LARGE_NBYTES
 
 
 class Pool:
@@ -150,14 +95,14 @@ class Pool:
     async def start_workers(self) -> None:
         """Starts every process, one after the other without waiting for any, and connects to it."""
         if not self._num_workers:
-            self.workers.append(InProcessWorker(self._env_ids[0], self._in_process_slab, self._replied, self._settled))
+            self.workers.append(InProcessWorker(self._env_ids[0], self._in_process_slab, self._replied, self._resume))
             return
         look_again = self._num_workers <= usable_cpus()
         for index, env_ids in enumerate(self._env_ids):
             assert self._tally is not None  # noqa: S101
             name = f"aiovec-worker-{index}"
             process = WorkerProcess(self._context, self._slab_fd, self._tally.worker_fd, look_again, name)
-            worker = LocalWorker(index, env_ids, process, self._replied, self._settled, self._died)
+            worker = LocalWorker(index, env_ids, process, self._replied, self._resume, self._died)
             self.workers.append(worker)
             worker.watch(self.loop)
             await asyncio.sleep(0)
@@ -338,7 +283,7 @@ class Pool:
                 call.payloads[index] = reply
                 call.missing.discard(index)
 
-    def _settled(self) -> None:
+    def _resume(self) -> None:
         """The last act of a callback that may have brought replies: resumes who waits for them."""
         answered = self._answered
         if len(answered) == 1:

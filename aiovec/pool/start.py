@@ -22,7 +22,8 @@ from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import BuildReply, BuildRequest, MapRequest
 from aiovec.exchange.slab import Geometry
-from aiovec.pool.pool import PendingCall, Pool, split_envs
+from aiovec.pool.pending_call import PendingCall
+from aiovec.pool.pool import Pool, split_envs
 from aiovec.pool.ring import LENT_FROM_NBYTES
 from aiovec.pool.spaces import ObservationMode, VectorSpaces, vector_spaces
 
