@@ -5,6 +5,7 @@ With only Python at hand: ``python noxfile.py -s demo``, ``python noxfile.py -s 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,17 +14,17 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-try:
-    import nox
-except ModuleNotFoundError:
-    if __name__ != "__main__":
-        raise
+if __name__ == "__main__" and importlib.util.find_spec("nox") is None:
     bootstrap = HERE / ".nox" / "bootstrap"
     python = bootstrap / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", bootstrap], check=True)
+    complete = bootstrap / "complete"  # written last: what was interrupted is built anew
+    if not complete.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", bootstrap], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "nox>=2025.5"], check=True)
-    sys.exit(subprocess.run([python, "-m", "nox", "-f", __file__, *sys.argv[1:]], check=False).returncode)
+        complete.touch()
+    os.execv(python, [str(python), "-m", "nox", "-f", __file__, *sys.argv[1:]])  # noqa: S606  nobody left for a Ctrl-C
+
+import nox  # noqa: E402  it may have to be installed first
 
 PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -117,7 +118,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The table of DESIGN §6, interleaved with bare processes and Gymnasium's AsyncVectorEnv."""
+    """The table of the README, interleaved with bare processes and Gymnasium's AsyncVectorEnv."""
     _install(session, "bench")
     session.run("python", "tests/bench/table.py", *session.posargs)
 

@@ -3,16 +3,20 @@
     async with aiovec.make_vec("CartPole-v1", num_envs=64) as envs:
         observations, infos = await envs.reset(seed=42)
 
-The names are imported when they are first asked for: a worker process imports this package too, and must
-not wait for asyncio and anyio, which it does not use.
+A worker process imports this package too, and must not wait for asyncio and anyio, which it does not use: there,
+and only there, the names are imported when they are first asked for.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+# Set by `aiovec.pool.process`, and taken away here, so that what a worker starts does not have it.
+_is_worker = os.environ.pop("AIOVEC_WORKER", None) is not None
+
+if TYPE_CHECKING or not _is_worker:
     from aiovec.errors import (
         AiovecError,
         AlreadyPendingCallError,

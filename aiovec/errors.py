@@ -90,14 +90,10 @@ class AlreadyPendingCallError(AiovecError, gymnasium_error.AlreadyPendingCallErr
         if owed:
             text = (
                 f"{command}() refused: the call that {name_envs(env_ids)} served was cancelled and its result "
-                "is still owed. `await envs.recv()` collects it, `await envs.reset()` waits it out and discards "
-                "it, `await envs.close()` ends it."
+                "is still owed. `await envs.reset()` waits it out and discards it, `await envs.close()` ends it."
             )
         else:
-            text = (
-                f"{command}() refused: another task awaits {name_envs(env_ids)}. Await that call first; "
-                "different envs may be driven from different tasks."
-            )
+            text = f"{command}() refused: another task awaits {name_envs(env_ids)}. Await that call first."
         Exception.__init__(self, text)
 
 
@@ -117,9 +113,10 @@ class NotStartedError(AiovecError, RuntimeError):
     """Something was asked that is known only once the envs have been built."""
 
     def __init__(self, name: str) -> None:
+        what = f"{name} before the start" if name.endswith(")") else f"`{name}` is known after the start"
         super().__init__(
-            f"`{name}` is known after the start, since the workers build the envs. Start with "
-            "`async with AsyncVectorEnv(...) as envs:`, `await envs`, or the first `await envs.reset()`."
+            f"{what}: the workers build the envs. Start with `async with AsyncVectorEnv(...) as envs:`, "
+            "`await envs`, or the first `await envs.reset()`."
         )
 
 
@@ -129,7 +126,8 @@ class WrongLoopError(AiovecError, RuntimeError):
     def __init__(self, command: str) -> None:
         super().__init__(
             f"{command} from another event loop than the one that started this vector environment. "
-            "Use it in that loop, or build one vector environment per loop."
+            "Use it in that loop, or build one vector environment per loop; `envs.terminate()` ends its workers from "
+            "anywhere, also when that loop is closed."
         )
 
 
@@ -261,7 +259,8 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
             how = f"exited with code {exitcode}"
         during = f"during {command}" if command else "while idle"
         tail = f"\nThe end of its stderr:\n{stderr.rstrip()}" if stderr.strip() else ""
-        super().__init__(f"the worker of {name_envs(env_ids)} (pid {pid}) {how} {during}.{tail}")
+        advice = "Its envs cannot be built anew yet: close this vector and build another."
+        super().__init__(f"the worker of {name_envs(env_ids)} (pid {pid}) {how} {during}. {advice}{tail}")
 
 
 def _signal_name(number: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from aiovec.vector_env import AsyncVectorEnv
@@ -38,13 +39,16 @@ def make_vec(
     Raises:
         gymnasium.error.UnregisteredEnv: Nobody registered that id.
         TypeError: An option of the vector stands among those of the env.
+        TypeError: `num_envs` is no int.
         ValueError: `num_envs` is below one.
     """
     misplaced = sorted(_VECTOR_OPTIONS & set(env_kwargs))
     if misplaced:
         given = ", ".join(f"{name!r}: {env_kwargs[name]!r}" for name in misplaced)
         raise TypeError(f"{', '.join(misplaced)}: an option of the vector; pass `vector_kwargs={{{given}}}`")
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+    if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)):
+        raise TypeError(f"num_envs={num_envs!r}: expected an int")
+    if num_envs < 1:
         raise ValueError(f"num_envs={num_envs!r}: expected a number of envs from 1")
     spec = copy.deepcopy(id_or_spec if isinstance(id_or_spec, EnvSpec) else _find_spec(id_or_spec))
     maker = _EnvMaker(spec, {**spec.kwargs, **env_kwargs}, tuple(wrappers))

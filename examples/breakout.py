@@ -3,7 +3,7 @@
 Steps `BreakoutNoFrameskip-v4` (210 x 160 x 3 bytes a frame) with aiovec and with Gymnasium, shared memory on and
 off, in rounds that take turns. All four get the same seed and the same random actions, so they must see the same
 frames, which is checked after every round. Shows a table of medians, and writes a picture of what the envs see.
-Needs `pip install "aiovec[examples]"`:
+Needs `pip install '.[examples]'` in the repository:
 
     python examples/breakout.py --num-envs 5
 """

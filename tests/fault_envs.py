@@ -126,6 +126,25 @@ class Gated(Counter):
             append_line(self.log, f"close {self.offset}")
 
 
+class Says(Gated):
+    """Has something to say beside its row, behind its gate too: an ``"info"``, an ``"error"``, or a ``"text"``."""
+
+    def __init__(self, key: GateKey, what: str, offset: int) -> None:
+        super().__init__(key, offset=offset)
+        self.what = what
+        if what == "text":
+            self.observation_space = gym.spaces.Text(9)
+
+    def _observation(self) -> Any:
+        return f"{self.offset} {self.steps}" if self.what == "text" else super()._observation()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, _ = super().step(action)
+        if self.what == "error" and action == PASS_GATE:
+            raise ValueError("An error occurred.")
+        return observation, reward, terminated, truncated, {"steps": self.steps} if self.what == "info" else {}
+
+
 # ---- envs that fail
 
 
@@ -318,6 +337,10 @@ def with_a_lock(right: Any) -> Any:
 def unloadable(right: Any) -> Any:
     """The right result, but its info, or all of it, pickles and does not load."""
     return (*right[:-1], {"bad": FailsToLoad()}) if isinstance(right, tuple) else FailsToLoad()
+
+
+class WithoutSpaces(gym.Env[Any, Any]):
+    """Forgot its spaces."""
 
 
 def not_an_env() -> Any:

@@ -28,7 +28,7 @@ class FrameKind(enum.IntEnum):
     REPLY = 8  # payload: nothing, or a reply
     STEP_TOGETHER = 9  # like STEP, of all workers: who has nothing to say answers by the tally alone
     ALL_DONE = 10  # the answer of the last worker to end a STEP_TOGETHER, for all of them
-    ECHO = 11  # answered by a REPLY behind whatever the worker had to answer before
+    ECHO = 11  # answered by the same, behind whatever the worker had to answer before
 
 
 class Frame(NamedTuple):

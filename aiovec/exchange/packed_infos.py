@@ -38,8 +38,9 @@ class PackedInfos(NamedTuple):
         """As `exchange.infos.collect` gives them."""
         _, nbytes, num_rows = _HEAD.unpack_from(self.data)
         schema = _schema_of(self.data[_HEAD.size : _HEAD.size + nbytes])
-        merged = schema.merge([self.data], (num_rows,))
-        return {key: (None, tuple(merged[key].tolist())) for key in schema.keys}
+        values = schema.struct(num_rows).unpack_from(self.data, _HEAD.size + nbytes)
+        in_order = {index: values[at * num_rows : (at + 1) * num_rows] for at, index in enumerate(schema.order)}
+        return {key: (None, in_order[index]) for index, key in enumerate(schema.keys)}
 
 
 class _Schema:
@@ -110,6 +111,7 @@ class _Plan(NamedTuple):
 
 # By keys and types in a worker, `None` for those that do not pack; by their pickled form in the parent.
 _schemas: dict[Any, _Schema | None] = {}
+_UNKNOWN: Any = object()
 
 
 def pack(infos: Sequence[dict[str, Any]]) -> PackedInfos | None:
@@ -119,9 +121,9 @@ def pack(infos: Sequence[dict[str, Any]]) -> PackedInfos | None:
         return None  # what an env should not have returned is told elsewhere
     first = infos[0]
     known = (*first, *map(type, first.values()))
-    if known not in _schemas:
-        _remember(known, _new_schema(tuple(first), tuple(map(type, first.values()))))
-    schema = _schemas[known]
+    schema = _schemas.get(known, _UNKNOWN)
+    if schema is _UNKNOWN:
+        schema = _remember(known, _new_schema(tuple(first), tuple(map(type, first.values()))))
     if schema is None or list(map(len, infos)).count(len(first)) != num_rows:
         return None
     try:
@@ -171,7 +173,8 @@ def _new_schema(keys: tuple[Any, ...], types: tuple[type, ...]) -> _Schema | Non
     return _Schema(keys, tuple(map(_KINDS.index, types)))
 
 
-def _remember(known: Any, schema: _Schema | None) -> None:
+def _remember(known: Any, schema: _Schema | None) -> _Schema | None:
     if len(_schemas) >= _MOST_SCHEMAS:
         _schemas.clear()
     _schemas[known] = schema
+    return schema

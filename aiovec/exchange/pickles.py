@@ -8,7 +8,9 @@ very classes that the parent's `except` and `isinstance` know.
 
 from __future__ import annotations
 
+import ast
 import io
+import itertools
 import pickle
 import sys
 from collections import ChainMap
@@ -16,13 +18,14 @@ from types import CodeType, TracebackType, WrapperDescriptorType
 from typing import Any, ClassVar
 
 import cloudpickle
-import tblib
 import tblib.pickling_support
 
 __all__ = ["dumps_to_parent", "dumps_to_worker", "dumps_with_tracebacks", "loads"]
 
-# Of one frame: file, function, line, module, module's file.
-_FrameFacts = tuple[str, str, int, str | None, str | None]
+# Of the code that a frame was running: line, last line, column, last column; as `co_positions` gives them.
+_Position = tuple[int | None, int | None, int | None, int | None]
+# Of one frame: file, function, line, position, module, module's file.
+_FrameFacts = tuple[str, str, int, _Position, str | None, str | None]
 
 # The classes of the parent's __main__ that this process received by value and sent by name: its own test
 # load of an exception finds them here. Empty in the parent.
@@ -106,27 +109,41 @@ def _flat_frames(traceback: TracebackType) -> list[_FrameFacts]:
     current: TracebackType | None = traceback
     while current is not None:
         code, names = current.tb_frame.f_code, current.tb_frame.f_globals
-        frames.append((code.co_filename, code.co_name, current.tb_lineno, names.get("__name__"), names.get("__file__")))
+        positions = itertools.islice(code.co_positions(), current.tb_lasti // 2, None)
+        position = next(positions, (None, None, None, None))
+        module, file = names.get("__name__"), names.get("__file__")
+        frames.append((code.co_filename, code.co_name, current.tb_lineno, position, module, file))
         current = current.tb_next
     return frames
 
 
 def _rebuild_traceback(frames: list[_FrameFacts]) -> TracebackType | None:
-    first = previous = None
-    for filename, name, lineno, module, file in frames:
-        traceback = object.__new__(tblib.Traceback)
-        traceback.tb_frame = object.__new__(tblib.Frame)
-        traceback.tb_frame.f_code = object.__new__(tblib.Code)
-        traceback.tb_frame.f_code.co_filename = filename
-        traceback.tb_frame.f_code.co_name = name
-        traceback.tb_frame.f_globals = {
-            key: value for key, value in (("__name__", module), ("__file__", file)) if value is not None
-        }
-        traceback.tb_frame.f_locals = {}
-        traceback.tb_frame.f_lineno = traceback.tb_lineno = lineno
-        if previous is None:
-            first = traceback
-        else:
-            previous.tb_next = traceback  # pyright: ignore[reportAttributeAccessIssue]
-        previous = traceback
-    return first.as_traceback() if first is not None else None
+    """A traceback that prints as the original: each frame has run a `raise` at the very place in the source."""
+    traceback: TracebackType | None = None
+    for filename, name, lineno, position, module, file in reversed(frames):
+        known = {"__name__": module, "__file__": file}
+        names = {key: value for key, value in known.items() if value is not None}
+        frame = _frame_of(_raising_code(filename, lineno, position).replace(co_name=name), names)
+        traceback = TracebackType(traceback, frame.tb_frame, frame.tb_lasti, lineno)
+    return traceback
+
+
+class _Raised(Exception):  # noqa: N818  it only makes a frame
+    pass
+
+
+def _frame_of(code: CodeType, names: dict[str, Any]) -> TracebackType:
+    try:
+        exec(code, names, {"raised": _Raised})  # noqa: S102  a `raise` that was written below
+    except _Raised as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            return error.__traceback__.tb_next
+    raise AssertionError("the code of a frame did not raise")
+
+
+def _raising_code(filename: str, lineno: int, position: _Position) -> CodeType:
+    if None in position or position[::2] > position[1::2]:  # -X no_debug_ranges, or code that no compiler wrote
+        position = (lineno, lineno, 0, 0)
+    place: Any = dict(zip(("lineno", "end_lineno", "col_offset", "end_col_offset"), position, strict=True))
+    statement = ast.Raise(ast.Name("raised", ast.Load(), **place), None, **place)
+    return compile(ast.Module([statement], []), filename, "exec")

@@ -1,13 +1,11 @@
 """Where a worker leaves what it has to say about a step, without waking the parent.
 
 A few KB of the slab for each worker. What does not fit goes by the socket. Written before the worker takes
-its token (`exchange.tally`), and read when the last has been taken, so never by both at once. It bears the
-number of the step, so that after the death of one worker the parent sees which of the others had ended.
+its token (`exchange.tally`), and read when the last has been taken; or after the death of a worker, to see who
+had ended. So it bears the number of the step, which is written last and read first.
 """
 
 from __future__ import annotations
-
-import struct
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +14,7 @@ from aiovec.exchange.layout import align
 
 __all__ = ["ReplyArea", "reply_area_nbytes"]
 
-_HEADER = struct.Struct("<QQ")  # the reply's nbytes, seq
+_HEADER_NBYTES = 16  # the number of the step, and the reply's nbytes: each stored at once
 _ELSEWHERE = (1 << 64) - 1
 _BASE_NBYTES = 1 << 12
 _NBYTES_PER_ENV = 1 << 8  # some thirty scalars in each info
@@ -35,23 +33,21 @@ class ReplyArea:
     """
 
     def __init__(self, memory: npt.NDArray[np.uint8]) -> None:
-        self._memory = memoryview(memory)  # type: ignore[arg-type]  # a C-contiguous array has the buffer protocol
-        self._largest = len(memory) - _HEADER.size
+        self._seq, self._nbytes = memory[:8].view(np.uint64), memory[8:_HEADER_NBYTES].view(np.uint64)
+        self._reply = memoryview(memory[_HEADER_NBYTES:])  # type: ignore[arg-type]  # an array has the buffer protocol
 
     def leave(self, seq: int, reply: bytes) -> bool:
         """Leaves a reply, empty where there is nothing to say; false if it is too large and must be sent."""
         nbytes = len(reply)
-        if nbytes > self._largest:
-            _HEADER.pack_into(self._memory, 0, _ELSEWHERE, seq)
-            return False
-        if nbytes:
-            self._memory[_HEADER.size : _HEADER.size + nbytes] = reply
-        _HEADER.pack_into(self._memory, 0, nbytes, seq)
-        return True
+        fits = nbytes <= len(self._reply)
+        if nbytes and fits:
+            self._reply[:nbytes] = reply
+        self._nbytes[0] = nbytes if fits else _ELSEWHERE
+        self._seq[0] = seq
+        return fits
 
     def take(self, seq: int) -> bytes | None:
         """A copy of the reply to step `seq`; `None` if it is not there: not yet, or sent."""
-        nbytes, of = _HEADER.unpack_from(self._memory)
-        if of != seq or nbytes == _ELSEWHERE:
+        if self._seq[0] != seq or (nbytes := int(self._nbytes[0])) == _ELSEWHERE:
             return None
-        return bytes(self._memory[_HEADER.size : _HEADER.size + nbytes]) if nbytes else b""
+        return bytes(self._reply[:nbytes])

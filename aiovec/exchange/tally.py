@@ -4,9 +4,11 @@ With as many workers as cores, a parent that wakes for the first reply takes the
 still stepping, which costs 64 CartPole a tenth of a step.
 
 The tally is a pipe of tokens, one byte a worker and step. A worker that has ended takes one. The pipe hands
-them out in order and each once, so exactly one worker takes the last of a step. All workers take part in a
-step, and the next one begins only when all have ended, so the tokens of many steps can lie there in a row.
-The death of a worker leaves its token: from then on workers answer each for itself.
+them out in order and each once, so the tokens of many steps can lie there in a row, and whoever is last to end
+a step takes its last one: all workers take part in each step, and have taken theirs of the steps before. (One
+that had sent its reply may still have to take its token when the next step begins. Then another worker takes a
+last token too early, so what it says is checked: `exchange.reply_area` bears the number of the step.) The death
+of a worker leaves its token: from then on workers answer each for itself.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ descriptor, costs 10 to 20 µs, a twentieth of a step of 64 CartPole.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable
 from typing import Any
@@ -47,11 +48,21 @@ class Answer(asyncio.Future[None]):
         Only as the last act of a callback of the loop: no task is running then, and whatever this one does,
         close the vector for instance, nothing of ours goes on behind it.
         """
+        # The result first: asyncio's own Ctrl-C cancels the main task between any two instructions, and who waits
+        # must be known to the future until it is done.
+        try:
+            super().set_result(None)
+        except asyncio.InvalidStateError:
+            return  # cancelled, or told before: its task is woken by that
         waiting, self._waiting = self._waiting, None
-        super().set_result(None)
         if waiting is not None:
             resume, context = waiting
             context.run(resume, self)
+
+    def resume_later(self) -> None:
+        """Sets the result, and lets the task go on in the loop's next turn; nothing where it is done already."""
+        with contextlib.suppress(asyncio.InvalidStateError):
+            self.set_result(None)
 
     def _rejoin(self) -> None:
         """Hands the one who waits to the future itself, whose callbacks run by the loop's next turn."""

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from aiovec.errors import ClosedEnvironmentError, WorkerDied
 from aiovec.exchange.frames import Frame, FrameKind
+from aiovec.exchange.messages import BatchReply
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab, create_slab_file
 from aiovec.exchange.tally import Tally
@@ -82,6 +83,7 @@ class Pool:
         self._answered: list[Answer] = []  # complete, and to be resumed when the callback at hand ends
         self._reply_areas: list[ReplyArea] = []
         self._untold: list[WorkerDied] = []
+        self._deaths: dict[int, WorkerDied] = {}  # as they were first told, by worker
         self._seq = 0
         self._bare_requests: list[Any] = []
         self.slab: Slab | None = None
@@ -144,9 +146,13 @@ class Pool:
 
     def step_requests(self, rows: Sequence[Any] | npt.NDArray[Any] | None) -> list[Any]:
         """One step request for each worker; `rows` are the actions where they are not in the slab."""
-        if rows is None:
-            return self._bare_requests
-        return self.prepare([rows[worker.env_ids.start : worker.env_ids.stop] for worker in self.workers])
+        requests = self._bare_requests
+        if rows is not None:
+            requests = self.prepare([rows[worker.env_ids.start : worker.env_ids.stop] for worker in self.workers])
+        if self._together:
+            assert self._tally is not None  # noqa: S101
+            self._tally.begin_step()
+        return requests
 
     def post(
         self,
@@ -179,8 +185,7 @@ class Pool:
                 if worker.alive:
                     worker.post(kind, seq, buffer, prepared[index])
                 else:
-                    death = WorkerDied(list(worker.env_ids), worker.pid, worker.exitcode, None, "")
-                    self._fail(call, worker.index, death)
+                    self._fail(call, worker.index, self._deaths[index])
         except BaseException:  # a Ctrl-C in the middle of an env that lives in this process
             self._forget(call)
             for env_index in self._env_ids[0]:
@@ -190,11 +195,8 @@ class Pool:
 
     def post_step(self, prepared: Sequence[Any], seq: int, buffer: int) -> PendingCall:
         """Sends a step request to every worker."""
-        if not self._together:
-            return self.post(FrameKind.STEP, "step", prepared, seq=seq, buffer=buffer)
-        assert self._tally is not None  # noqa: S101
-        self._tally.begin_step()
-        return self.post(FrameKind.STEP_TOGETHER, "step", prepared, seq=seq, buffer=buffer)
+        kind = FrameKind.STEP_TOGETHER if self._together else FrameKind.STEP
+        return self.post(kind, "step", prepared, seq=seq, buffer=buffer)
 
     async def answered(self, call: PendingCall) -> list[Any]:
         """Waits for a call and reads its replies, in the order of its workers; none if nobody has anything to say.
@@ -232,8 +234,13 @@ class Pool:
     def _abandon(self, call: PendingCall) -> None:
         """The task that waited for a batch is gone: what is not answered yet is owed, the rest is idle."""
         call.is_abandoned = True
-        answered = [env_index for index in call.payloads for env_index in self.workers[index].env_ids]
-        self.states.abandon(call.seq, answered if call.deaths else ())
+        replies: dict[int, BatchReply | None] = {}
+        if call.deaths and not call.is_large:  # what is large would hold up the loop: it is owed
+            replies = {index: self.workers[index].unpack(payload) for index, payload in call.payloads.items()}
+        self.states.abandon(call.seq, [i for index in replies for i in self.workers[index].env_ids])
+        for reply in replies.values():
+            for record in reply.failures if reply is not None else ():
+                self.states.break_(record.env_index, f"failed in {record.command}")
 
     def drop(self, call: PendingCall) -> None:
         """Nobody will ask for the answer: its buffer goes back once no worker writes there any more."""
@@ -261,8 +268,10 @@ class Pool:
         if call is None:
             return  # the pool was closed meanwhile
         if frame.kind == FrameKind.ALL_DONE:
-            self._take_reply_areas(call)
-        elif index in call.missing:  # else the worker counts as dead, or had answered before this echo
+            self._take_reply_areas(call, call.missing)
+        elif frame.kind == FrameKind.ECHO:
+            self._take_reply_areas(call, call.missing & {index})
+        elif index in call.missing:  # else the worker counts as dead
             call.payloads[index] = frame.payload
             call.missing.discard(index)
         if not call.missing:
@@ -275,9 +284,9 @@ class Pool:
         else:
             self._answered.append(call.future)
 
-    def _take_reply_areas(self, call: PendingCall) -> None:
+    def _take_reply_areas(self, call: PendingCall, workers: Iterable[int]) -> None:
         """Takes what workers have left of a step; a reply too large for its area is on its way by the socket."""
-        for index in list(call.missing) if self._reply_areas else ():
+        for index in tuple(workers) if self._reply_areas else ():
             reply = self._reply_areas[index].take(call.seq)
             if reply is not None:
                 call.payloads[index] = reply
@@ -287,40 +296,38 @@ class Pool:
         """The last act of a callback that may have brought replies: resumes who waits for them."""
         answered = self._answered
         if len(answered) == 1:
-            future = answered.pop()
-            if not future.done():
-                future.resume()
+            answered.pop().resume()
         elif answered:
             self._answered = []
             for future in answered:
-                if not future.done():
-                    future.set_result(None)
+                future.resume_later()
 
     def _died(self, index: int, death: WorkerDied) -> None:
         """Tells every call that waits for this worker; its envs need a reset."""
         self._together = False
         for env_index in self.workers[index].env_ids:
-            self.states.break_(env_index, "lost its worker")
+            self.states.break_(env_index, "must be built anew, since its worker died")
         is_told = False
         for call in [call for call in self._calls.values() if index in call.missing]:
-            self._take_reply_areas(call)  # who had ended the step, the dead one perhaps, has answered
+            self._take_reply_areas(call, call.missing)  # who had ended the step, the dead one perhaps, has answered
             if not call.missing:
                 self._complete(call)
             if index in call.missing:
-                is_told = True
                 facts = (list(death.env_ids), death.pid, death.exitcode, call.command, death.stderr)
+                if not is_told:
+                    death, is_told = WorkerDied(*facts), True
                 self._fail(call, index, WorkerDied(*facts))
             for other in call.missing:  # those that would have answered by the tally
                 self.workers[other].post(FrameKind.ECHO, call.seq, HOME, b"")
+        self._deaths[index] = death
         if not is_told:
             self._untold.append(death)
 
     def _fail(self, call: PendingCall, index: int, death: WorkerDied) -> None:
         call.missing.discard(index)
         call.deaths.append(death)
-        if not call.future.done():
-            call.future.set_result(None)
-        elif call.is_dropped and not call.missing:
+        call.future.resume_later()
+        if call.is_dropped and not call.missing:
             self._forget(call)
 
     # ---- end

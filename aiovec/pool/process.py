@@ -211,6 +211,7 @@ def _start_interpreter(files: WorkerFiles, slab_fd: int, tally_fd: int, look_aga
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_MPI_PREFIXES)}
     for variable in THREAD_LIMITS:
         environment.setdefault(variable, "1")
+    environment["AIOVEC_WORKER"] = "1"  # see aiovec/__init__.py
     process = subprocess.Popen(  # noqa: S603  our own interpreter
         [
             sys.executable,

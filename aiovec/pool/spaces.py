@@ -55,7 +55,9 @@ def vector_spaces(mode: ObservationMode, num_envs: int, facts: Sequence[SpaceFac
                     "observation",
                     str(fact.observation_space),
                     str(single),
-                    "If only bounds differ and that is meant, use `observation_mode='different'`.",
+                    "If that is meant, use `observation_mode='different'`."
+                    if is_space_dtype_shape_equiv(fact.observation_space, single)
+                    else "Shapes and dtypes must agree in every observation mode.",
                 )
         elif not is_space_dtype_shape_equiv(fact.observation_space, single):
             raise SpaceMismatchError(

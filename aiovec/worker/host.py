@@ -75,6 +75,11 @@ class EnvHost:
                 env = (pickles.loads(env_fn) if isinstance(env_fn, bytes) else env_fn)()
                 if not isinstance(env, gym.Env):
                     raise TypeError(f"env_fns[{env_index}] returned {env!r}, which is not a gymnasium.Env")
+                for name in ("observation_space", "action_space"):
+                    if not isinstance(getattr(env, name, None), gym.Space):
+                        raise TypeError(
+                            f"{env!r} has no {name}: set it in its class, or in __init__, to a gymnasium.Space"
+                        )
                 self.envs.append(env)
             except BaseException as exception:  # noqa: BLE001
                 failures.append(self._fail(exception, env_index, "build"))

@@ -59,7 +59,6 @@ class _Server:
             FrameKind.SET_ATTR: self._set_attr,
             FrameKind.BUILD: self._build,
             FrameKind.MAP: self._map,
-            FrameKind.ECHO: lambda _frame: None,
             FrameKind.CLOSE: self._close,
         }
 
@@ -77,6 +76,9 @@ class _Server:
                 self._answer(frame)
 
     def _answer(self, frame: Frame) -> None:
+        if frame.kind == FrameKind.ECHO:
+            self._connection.sendall(pack_header(FrameKind.ECHO, frame.seq))
+            return
         try:
             reply = self._handlers[frame.kind](frame)
         except Exception as exception:  # noqa: BLE001  a request that cannot be unpickled here, above all

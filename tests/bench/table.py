@@ -1,4 +1,4 @@
-"""The table of DESIGN §6, as far as it is built: ``nox -s bench``. It prints, it never asserts.
+"""The table of the README: ``nox -s bench``. It prints, it never asserts.
 
 Rounds are interleaved, and medians of rounds are shown. *Bare*: processes that step their share of the envs
 and talk to nobody. *Lock-step limit*: the same processes with one byte each way on a blocking socket after

@@ -283,7 +283,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]]
     "unknown module": (lambda: make_vec("no_such_module:Env-v0"), ModuleNotFoundError, ("no_such_module",)),
     "num_envs=0": (lambda: make_vec("CartPole-v1", 0), ValueError, ("num_envs=0", "from 1")),
     "num_envs=-1": (lambda: make_vec("CartPole-v1", num_envs=-1), ValueError, ("num_envs=-1",)),
-    "num_envs=1.5": (lambda: make_vec("CartPole-v1", num_envs=1.5), ValueError, ("num_envs=1.5",)),
+    "num_envs=1.5": (lambda: make_vec("CartPole-v1", num_envs=1.5), TypeError, ("num_envs=1.5", "int")),
     "unknown vector option": (lambda: make_vec("CartPole-v1", vector_kwargs={"workers": 1}), TypeError, ("workers",)),
     "wrong vector option": (
         lambda: make_vec("CartPole-v1", vector_kwargs={"num_workers": -1}), ValueError, ("num_workers=-1",)
@@ -311,7 +311,7 @@ async def test_an_unknown_argument_of_the_env_is_told_at_the_start() -> None:
 
 BOX = gym.spaces.Box(-1, 1, (3,), np.float32)
 DIFFERING: dict[str, tuple[gym.spaces.Space[Any] | None, gym.spaces.Space[Any] | None, str, str, str]] = {
-    "shape": (gym.spaces.Box(-1, 1, (4,), np.float32), None, "same", "observation", "different"),
+    "shape": (gym.spaces.Box(-1, 1, (4,), np.float32), None, "same", "observation", "Shapes and dtypes must agree"),
     "dtype": (gym.spaces.Box(-1, 1, (3,), np.float64), None, "different", "observation", "dtypes must agree"),
     "shape, in mode different": (
         gym.spaces.Box(-1, 1, (4,), np.float32), None, "different", "observation", "Shapes",

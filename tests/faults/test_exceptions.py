@@ -28,6 +28,7 @@ from fault_envs import (
     HoldsLock,
     Returns,
     TwoArguments,
+    WithoutSpaces,
     an_error,
     error_with_everything,
     group_of_its_own,
@@ -336,6 +337,7 @@ START_FAILURES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "unpickling": (FailsToUnpickle, LookupError, "an env_fn that does not load"),
     "importing": (gone_module, ModuleNotFoundError, "only_in_the_parent"),
     "a dict": (lambda: not_an_env, TypeError, r"env_fns\[1\] returned .*not a gymnasium.Env"),
+    "no spaces": (lambda: WithoutSpaces, TypeError, r"<.*WithoutSpaces.*> has no observation_space: set it"),
     "none": (lambda: without_a_result, TypeError, r"env_fns\[1\] returned None.*not a gymnasium.Env"),
 }
 

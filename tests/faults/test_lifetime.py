@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_envs import BOUND_SECONDS, Dies, Gate, Gated, exit_with_3, is_running
+from fault_envs import BOUND_SECONDS, PASS_GATE, Dies, Gate, Gated, Says, exit_with_3, is_running
 
 import aiovec
 from aiovec import AlreadyPendingCallError, AsyncVectorEnv, ClosedEnvironmentError, ResetNeeded, WorkerDied, failures
@@ -541,6 +541,57 @@ async def test_a_worker_killed_during_a_step(context: Any, gate: Gate) -> None:
         np.testing.assert_array_equal(observations, np.array([[0, 2, 0], [1, 2, 0]], np.float32))
         assert await envs.get_attr("steps", env_ids=[0, 1]) == (0, 0)
         assert not is_running(pid)
+
+
+@pytest.mark.parametrize("what", ["info", "error", "text"])
+async def test_a_worker_killed_after_its_part_of_a_step(what: str, gate: Gate) -> None:
+    """Its rows were written, so the step is whole, with all that the others had to say later."""
+    env_fns = [functools.partial(Says, gate.key, what, index) for index in range(3)]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=3) as envs:
+        await envs.reset()
+        pid = await worker_of(envs, 0)
+        step = asyncio.create_task(envs.step([0, PASS_GATE, PASS_GATE]))
+        await gate.arrived(2)
+        assert await envs.get_attr("steps", env_ids=[0]) == (1,)  # served behind the step: that has ended
+        os.kill(pid, signal.SIGKILL)
+        await noticed(pid)
+        gate.open(2)
+        if what == "error":
+            with pytest.raises(ExceptionGroup, match="2 envs failed in step") as caught:
+                await step
+            assert [failure.env_index for failure in failures(caught.value)] == [1, 2]
+        else:
+            observations, rewards, *_, infos = await step
+            np.testing.assert_array_equal(rewards, [1, 1, 1])
+            if what == "info":
+                np.testing.assert_array_equal(infos["steps"], [1, 1, 1])
+                assert infos["_steps"].all()
+            else:
+                assert observations == ("0 1", "1 1", "2 1")
+        with pytest.raises(WorkerDied, match=r"env 0 .*was killed by SIGKILL.* while idle") as dead:
+            await envs.step([0, 0, 0])
+        deaths(dead.value, [0], pid)
+        with pytest.raises(ResetNeeded) as refused:
+            await envs.step([0, 0, 0])
+        assert refused.value.env_ids[0] == 0
+
+
+async def test_a_failure_beside_a_death_in_one_step(gate: Gate) -> None:
+    """The death is raised at once; the env that had failed before needs a reset, as after any failure."""
+    env_fns = [functools.partial(Says, gate.key, "info", 0), functools.partial(Gated, gate.key, offset=1)]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=2) as envs:
+        await envs.reset()
+        pid = await worker_of(envs, 0)
+        step = asyncio.create_task(envs.step([PASS_GATE, 1]))
+        await gate.arrived()
+        assert await envs.get_attr("steps", env_ids=[1]) == (0,)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied, match="env 0 .*during step"):
+            await step
+        assert envs._started is not None
+        assert [envs._started.pool.states.of(index).name for index in range(2)] == ["BROKEN", "BROKEN"]
+        observations, _ = await envs.reset(env_ids=[1])
+        np.testing.assert_array_equal(observations, np.array([[1, 2, 0]], np.float32))
 
 
 async def worker_of(envs: AsyncVectorEnv, env_index: int) -> int:

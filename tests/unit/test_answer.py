@@ -91,6 +91,29 @@ async def test_cancelling_the_task_cancels_the_answer() -> None:
     assert log == []
 
 
+class CancelledMeanwhile(asyncio.Future[None]):
+    """What a Ctrl-C in the middle of `resume` does: asyncio cancels the main task between any two instructions."""
+
+    task: asyncio.Task[None] | None = None
+
+    def set_result(self, result: None, /) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        super().set_result(result)
+
+
+async def test_a_cancellation_in_the_middle_of_resume_wakes_the_task() -> None:
+    class Interrupted(Answer, CancelledMeanwhile):
+        pass
+
+    answer, log = Interrupted(), list[str]()
+    answer.task = await started(answer, log)
+    await call_back(log, answer)
+    with pytest.raises(asyncio.CancelledError):
+        await answer.task
+    assert log == ["callback ends"]
+
+
 async def test_two_who_wait() -> None:
     answer, log = Answer(), list[str]()
     tasks = [await started(answer, log), await started(answer, log)]

@@ -46,7 +46,7 @@ ERRORS: dict[
         lambda: AlreadyPendingCallError("step", [3], owed=True),
         (gymnasium.error.AlreadyPendingCallError,),
         {"command": "step", "env_ids": (3,)},
-        ("step() refused", "env 3", "recv()", "reset()", "close()"),
+        ("step() refused", "env 3", "reset()", "close()"),
     ),
     "closed": (
         lambda: ClosedEnvironmentError("reset()"),

@@ -106,6 +106,26 @@ def test_exceptions_in_a_value_keep_their_traceback() -> None:
     ]
 
 
+def looked_up(table: dict[str, int], key: str) -> int:
+    return table["known"] if key == "known" else table[key]
+
+
+def over_two_lines() -> tuple[int, int]:
+    return (
+        1,
+        looked_up({"known": 1}, "unknown") + looked_up({"known": 1}, "known"),
+    )
+
+
+@pytest.mark.parametrize("function", [over_two_lines, lambda: 1 + looked_up({}, "x"), lambda: 1 + int("no number")])
+def test_a_traceback_prints_as_the_original(function: Callable[[], object]) -> None:
+    """The marks under the part of a line that failed are where they were."""
+    with pytest.raises((KeyError, ValueError)) as caught:
+        function()
+    loaded = pickles.loads(pickles.dumps_with_tracebacks(caught.value))
+    assert traceback.format_exception(loaded) == traceback.format_exception(caught.value)
+
+
 def test_a_traceback_of_thousands_of_frames() -> None:
     """A flat list: no recursion, neither there nor here."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_every_error_is_public() -> None:
 
 
 def test_type_checkers_see_the_same_names() -> None:
-    """The imports under TYPE_CHECKING are those that `__getattr__` serves."""
+    """The imports are those that `__getattr__` serves."""
     tree = ast.parse((SOURCE / "__init__.py").read_text())
     seen = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert sorted(set(seen) - {"annotations", "TYPE_CHECKING", "Any"}) == aiovec.__all__
@@ -70,27 +71,35 @@ def test_every_module_says_what_it_exports() -> None:
         assert all(hasattr(module, name) for name in module.__all__), module
 
 
-def imported_by(statement: str) -> set[str]:
+def imported_by(statement: str, **environment: str) -> set[str]:
     """The modules that a fresh interpreter has after a statement."""
     code = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); {statement}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment
+    )
     return set(done.stdout.split())
 
 
 def test_a_worker_begins_with_the_standard_library() -> None:
     """It ties its life to the parent's before anything heavy is imported."""
-    modules = imported_by("import aiovec.worker.entry")
+    modules = imported_by("import aiovec.worker.entry", AIOVEC_WORKER="1")
     assert "aiovec.worker.entry" in modules
     assert not modules & {"asyncio", "anyio", "numpy", "gymnasium", "cloudpickle"}
 
 
 def test_a_worker_serves_without_an_event_loop() -> None:
     """A worker has no loop, so it does not wait for the import of one."""
-    modules = imported_by("import aiovec.worker.serve")
+    modules = imported_by("import aiovec.worker.serve", AIOVEC_WORKER="1")
     assert "aiovec.worker.serve" in modules
     assert not modules & {"asyncio", "anyio", "uvloop"}
 
 
-def test_importing_aiovec_is_cheap() -> None:
-    """The names are imported when they are first asked for."""
-    assert not imported_by("import aiovec") & {"asyncio", "anyio", "numpy", "gymnasium"}
+def test_importing_aiovec_imports_what_it_needs() -> None:
+    """Else the first `make_vec`, which may stand in a coroutine, would hold up the loop with it."""
+    assert imported_by("import aiovec") >= {"asyncio", "anyio", "numpy", "gymnasium", "aiovec.vector_env"}
+
+
+def test_what_a_worker_starts_is_no_worker() -> None:
+    """The mark does not go on to other processes."""
+    code = "import os, aiovec; assert 'AIOVEC_WORKER' not in os.environ; aiovec.make_vec"
+    assert "aiovec.make" in imported_by(code, AIOVEC_WORKER="1")

@@ -70,7 +70,7 @@ def test_the_same_space_of_two_workers_is_told_twice() -> None:
     ("mode", "own", "culprit", "advice"),
     [
         ("same", [BOX, BOX, WIDER], 2, "observation_mode='different'"),
-        ("same", [BOX, LONGER, LONGER], 1, "observation_mode='different'"),
+        ("same", [BOX, LONGER, LONGER], 1, "Shapes and dtypes must agree"),
         ("different", [BOX, WIDER, LONGER], 2, "Shapes and dtypes must agree"),
         ("different", [BOX, DOUBLE], 1, "Shapes and dtypes must agree"),
         ((spaces.Box(0, 1, (2, 2)), BOX), [LONGER, BOX], 0, "Shapes and dtypes must agree"),

@@ -49,7 +49,7 @@ EVENTS: dict[str, Callable[[EnvStates], None]] = {
     "its task gone": lambda states: states.abandon(2),
     "its task gone, it answered": lambda states: states.abandon(2, [0, 1]),
     "another task gone": lambda states: states.abandon(99, [0, 1]),
-    "lost": lambda states: states.break_(0, "lost its worker"),
+    "lost": lambda states: states.break_(0, "must be built anew, since its worker died"),
 }
 
 BUSY, NEEDED = AlreadyPendingCallError, ResetNeeded
@@ -146,7 +146,7 @@ def test_a_broken_env_is_named_with_its_reason() -> None:
 
 
 def test_an_awaited_env_is_named_before_an_owed_one() -> None:
-    """Waiting for the other task is the first way out; then the three ways for what is owed."""
+    """Waiting for the other task is the first way out; then the two ways for what is owed."""
     states = EnvStates(3)
     states.begin_reset(1, "reset", None)
     states.settle(1, {})
@@ -160,7 +160,7 @@ def test_an_awaited_env_is_named_before_an_owed_one() -> None:
     with pytest.raises(AlreadyPendingCallError) as caught:
         states.begin_step(4, "step")
     assert caught.value.env_ids == (0,)
-    for way_out in ("envs.recv()", "envs.reset()", "envs.close()"):
+    for way_out in ("envs.reset()", "envs.close()"):
         assert way_out in str(caught.value)
     assert isinstance(caught.value, gymnasium_error.AlreadyPendingCallError)
 
@@ -210,7 +210,7 @@ def test_what_had_answered_is_idle_when_the_task_is_gone() -> None:
     states.begin_reset(1, "reset", None)
     states.settle(1, {})
     states.begin_step(2, "step")
-    states.break_(2, "lost its worker")
+    states.break_(2, "must be built anew, since its worker died")
     states.abandon(2, answered=[0, 2])
     assert [states.of(index) for index in range(3)] == [IDLE, OWED, BROKEN]
 
@@ -221,10 +221,10 @@ def test_an_env_that_broke_meanwhile_stays_broken() -> None:
     states.begin_reset(1, "reset", None)
     states.settle(1, {})
     states.begin_step(2, "step")
-    states.break_(0, "lost its worker")
+    states.break_(0, "must be built anew, since its worker died")
     states.settle(2, {})
     assert both(states) == [BROKEN, IDLE]
-    with pytest.raises(ResetNeeded, match="env 0 lost its worker"):
+    with pytest.raises(ResetNeeded, match="env 0 must be built anew, since its worker died"):
         states.begin_step(3, "step")
 
 
