@@ -203,11 +203,9 @@ def _start_interpreter(files: WorkerFiles, slab_fd: int, tally_fd: int, look_aga
     root = str(Path(aiovec.__file__).parent.parent)
     if root in (*site.getsitepackages(), site.getusersitepackages()):
         entry = ["-m", "aiovec.worker"]
-    else:  # a source tree: say where aiovec is, behind everything else
-        entry = [
-            "-c",
-            f"import runpy, sys; sys.path.append({root!r}); runpy.run_module('aiovec.worker', None, '__main__')",
-        ]
+    else:  # a source tree: the worker must have this very aiovec, and nothing else from beside it
+        run = "import aiovec; del sys.path[0]; runpy.run_module('aiovec.worker', None, '__main__')"
+        entry = ["-c", f"import importlib, os, runpy, sys, typing; sys.path.insert(0, {root!r}); {run}"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_MPI_PREFIXES)}
     for variable in THREAD_LIMITS:
         environment.setdefault(variable, "1")
