@@ -368,7 +368,7 @@ class AsyncVectorEnv:
             self._receive(pool, asked, replies, self._buffers[buffer], target.env_ids)
         self._settle(pool, call, replies)
         if env_ids is None:
-            return self._observations(call, replies), self._infos(pool, replies) if replies else {}
+            return self._observations(call, replies), self._infos(pool, replies)
         return self._rows(target.env_ids, pool, asked, replies)
 
     async def step(self, actions: Any) -> StepResult:
@@ -416,8 +416,7 @@ class AsyncVectorEnv:
             buffer.truncations.copy(),
         )
         self._settle(pool, call, replies, terminations | truncations if self._waits_for_reset else None)
-        infos = self._infos(pool, replies) if replies else {}
-        return self._observations(call, replies), rewards, terminations, truncations, infos
+        return self._observations(call, replies), rewards, terminations, truncations, self._infos(pool, replies)
 
     def _settle(
         self,
@@ -474,6 +473,8 @@ class AsyncVectorEnv:
         )
 
     def _infos(self, pool: Pool, replies: list[BatchReply | None]) -> dict[str, Any]:
+        if not replies:
+            return {}
         parts = [
             (worker.env_ids, reply.infos)
             for worker, reply in zip(pool.workers, replies, strict=True)

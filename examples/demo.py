@@ -1,8 +1,8 @@
 """Two vectors, one event loop: CartPole and Breakout under `await` at the same time, watched live.
 
 Shows the steps per second of both, their episode returns as they come, and how long a heartbeat of 5 ms really
-takes beside them: the loop stays free. Then writes two pictures. Ctrl-C ends it cleanly, at any moment once it has begun. Where
-stdout is no terminal it prints a plain line a second. The policies are random, the envs are real.
+takes beside them: the loop stays free. Then writes two pictures. Ctrl-C ends it cleanly, at any moment once it
+has begun. Where stdout is no terminal it prints a plain line a second. The policies are random, the envs are real.
 Needs `pip install '.[examples]'` in the repository:
 
     python examples/demo.py --seconds 15

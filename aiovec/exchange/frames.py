@@ -26,7 +26,7 @@ class FrameKind(enum.IntEnum):
     SET_ATTR = 6  # payload: SetAttrRequest
     CLOSE = 7
     REPLY = 8  # payload: nothing, or a reply
-    STEP_TOGETHER = 9  # like STEP, of all workers: who has nothing to say answers by the tally alone
+    STEP_TOGETHER = 9  # like STEP, of all workers: replies wait in the slab, where they fit
     ALL_DONE = 10  # the answer of the last worker to end a STEP_TOGETHER, for all of them
     ECHO = 11  # answered by the same, behind whatever the worker had to answer before
 

@@ -45,15 +45,17 @@ async def test_resume_runs_the_task_at_once() -> None:
 
 async def test_the_task_keeps_its_identity_and_context() -> None:
     answer, seen = Answer(), []
+    variable = contextvars.ContextVar[str]("variable", default="another task's")
 
     async def look() -> None:
+        variable.set("its own")
         await answer
-        seen.append(asyncio.current_task())
+        seen.append((asyncio.current_task(), variable.get()))
 
     task = asyncio.create_task(look())
     await asyncio.sleep(0)
     await call_back([], answer)
-    assert seen == [task]
+    assert seen == [(task, "its own")]
     await task
 
 
