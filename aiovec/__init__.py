@@ -31,6 +31,7 @@ if TYPE_CHECKING or not _is_worker:
         SlabMemoryError,
         SpaceMismatchError,
         WorkerDied,
+        WorkerStartError,
         WrongLoopError,
         failures,
     )
@@ -52,6 +53,7 @@ __all__ = [
     "SlabMemoryError",
     "SpaceMismatchError",
     "WorkerDied",
+    "WorkerStartError",
     "WrongLoopError",
     "failures",
     "make_vec",

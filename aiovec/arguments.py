@@ -28,9 +28,11 @@ def check_plan(
     observation_mode: ObservationMode,
     autoreset_mode: AutoresetMode | str,
     context: str | None,
+    step_timeout: float | None,
     start_timeout: float,
     close_grace: float,
     max_buffers: int,
+    traceback_locals: bool,
 ) -> StartPlan:
     """The arguments of `AsyncVectorEnv`, checked and completed."""
     try:
@@ -61,13 +63,24 @@ def check_plan(
         raise ValueError(f"autoreset_mode={autoreset_mode!r}: expected an AutoresetMode, or one of {names}") from None
     if context not in _CONTEXTS:
         raise ValueError(f"context={context!r}: expected one of {', '.join(map(repr, _CONTEXTS))}")
-    for name, seconds in (("start_timeout", start_timeout), ("close_grace", close_grace)):
+    for name, seconds in (
+        ("step_timeout", step_timeout),
+        ("start_timeout", start_timeout),
+        ("close_grace", close_grace),
+    ):
+        if seconds is None and name == "step_timeout":
+            continue
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
             raise ValueError(f"{name}={seconds!r}: expected a number of seconds above 0")
     if not _is_int(max_buffers) or max_buffers < 1:
         raise ValueError(f"max_buffers={max_buffers!r}: expected a number of buffers from 1")
     if num_workers is None:
         num_workers = usable_cpus()
+    if num_workers == 0 and step_timeout is not None:
+        raise ValueError(
+            f"step_timeout={step_timeout!r} with num_workers=0: an env in this process cannot be ended. "
+            "Use a worker, or leave it out."
+        )
     return StartPlan(
         env_fns,
         min(int(num_workers), len(env_fns)),
@@ -77,7 +90,9 @@ def check_plan(
         mode,
         context,
         start_timeout,
+        step_timeout,
         max_buffers,
+        traceback_locals,
     )
 
 

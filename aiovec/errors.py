@@ -11,6 +11,7 @@
     ├── SpaceMismatchError          sub-envs whose spaces differ       (RuntimeError)
     ├── SlabMemoryError             no memory for the shared slab      (MemoryError)
     ├── EnvTimeoutError             envs that did not answer in time   (TimeoutError)
+    ├── WorkerStartError            the system gave no worker process  (RuntimeError)
     ├── RemoteError                 an env's exception that could not travel as itself
     └── WorkerDied                  a worker process ended by itself
 
@@ -20,10 +21,11 @@ Constructors take facts and build the sentence; every class here survives pickli
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from gymnasium import error as gymnasium_error
 
@@ -41,6 +43,7 @@ __all__ = [
     "SlabMemoryError",
     "SpaceMismatchError",
     "WorkerDied",
+    "WorkerStartError",
     "WrongLoopError",
     "add_note",
     "failures",
@@ -60,6 +63,9 @@ def name_envs(env_ids: Sequence[int]) -> str:
     return f"envs {shown}" + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
 
 
+_Error = TypeVar("_Error", bound="AiovecError")
+
+
 class AiovecError(Exception):
     """The root of aiovec's own errors."""
 
@@ -68,7 +74,7 @@ class AiovecError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
-def _rebuild(cls: type[AiovecError], args: tuple[Any, ...], state: dict[str, Any]) -> AiovecError:
+def _rebuild(cls: type[_Error], args: tuple[Any, ...], state: dict[str, Any]) -> _Error:
     error = cls.__new__(cls)
     error.args = args
     error.__dict__.update(state)
@@ -196,20 +202,61 @@ class SlabMemoryError(MemoryError, AiovecError):
         )
 
 
+class WorkerStartError(AiovecError, RuntimeError):
+    """The system gave no process, no descriptor or no memory for a worker; nothing is left of the attempt.
+
+    Attributes:
+        errno: The system's number for the reason.
+    """
+
+    def __init__(self, env_ids: Sequence[int], error: OSError) -> None:
+        advice = {
+            errno.EMFILE: " A worker takes 8 descriptors of this process: raise its limit (`ulimit -n`), or use fewer"
+            " workers.",
+            errno.EAGAIN: " Raise the limit of processes (`ulimit -u`), or use fewer workers.",
+        }
+        reason = f"{error.strerror or error}."
+        super().__init__(f"no worker for {name_envs(env_ids)}: {reason}{advice.get(error.errno or 0, '')}")
+        self.errno: int | None = error.errno
+
+
 class EnvTimeoutError(AiovecError, TimeoutError):
     """Some envs did not answer in time, and their worker was ended.
 
     Attributes:
-        env_ids: The envs.
+        env_ids: The envs that did not answer.
+        lost_env_ids: All envs of that worker: each needs a reset, which builds it anew. Empty at the start, where
+            nothing is left.
         command: What they were doing.
-        seconds: The limit.
+        seconds: The limit: of one env's own call, or of the start.
+        pid: The worker's process id; `None` if there were several.
+        stack: The worker's Python stack of that moment, innermost call first; empty if it had none yet.
     """
 
-    def __init__(self, env_ids: Sequence[int], command: str, seconds: float) -> None:
+    def __init__(
+        self,
+        env_ids: Sequence[int],
+        command: str,
+        seconds: float,
+        *,
+        lost_env_ids: Sequence[int] = (),
+        pid: int | None = None,
+        stack: str = "",
+    ) -> None:
         self.env_ids: tuple[int, ...] = tuple(env_ids)
+        self.lost_env_ids: tuple[int, ...] = tuple(lost_env_ids)
         self.command = command
         self.seconds = seconds
-        super().__init__(f"{name_envs(env_ids)} did not end {command} within {seconds:g} s")
+        self.pid = pid
+        self.stack = stack
+        text = f"{name_envs(env_ids)} did not end {command} within {seconds:g} s"
+        if lost_env_ids:
+            text += f"; the worker (pid {pid}) was killed. {_how_to_rebuild(lost_env_ids)}"
+        super().__init__(text + _stack_text(stack))
+
+    def during(self, _command: str) -> EnvTimeoutError:
+        """The same, for one more call that waits: each awaiting task raises an exception of its own."""
+        return _rebuild(type(self), self.args, self.__dict__)
 
 
 class RemoteError(AiovecError):
@@ -241,12 +288,26 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
         pid: Its process id.
         exitcode: As in `multiprocessing.Process.exitcode`: negative for a signal.
         command: What it was doing, or `None` when it was idle.
+        stderr: The last 4 KiB that it wrote there.
+        env_index: The env whose own call it was in, or `None`.
+        stack: Its last Python stack, innermost call first, where `faulthandler` could write one: not after
+            SIGKILL.
     """
 
     def __init__(
-        self, env_ids: Sequence[int], pid: int, exitcode: int | None, command: str | None, stderr: str
+        self,
+        env_ids: Sequence[int],
+        pid: int,
+        exitcode: int | None,
+        command: str | None,
+        stderr: str,
+        *,
+        env_index: int | None = None,
+        stack: str = "",
     ) -> None:
         self.env_ids: tuple[int, ...] = tuple(env_ids)
+        self.env_index = env_index
+        self.stack = stack
         self.pid = pid
         self.exitcode = exitcode
         self.command = command
@@ -258,9 +319,30 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
         else:
             how = f"exited with code {exitcode}"
         during = f"during {command}" if command else "while idle"
+        inside = f", inside env {env_index}" if env_index is not None and len(env_ids) > 1 else ""
         tail = f"\nThe end of its stderr:\n{stderr.rstrip()}" if stderr.strip() else ""
-        advice = "Its envs cannot be built anew yet: close this vector and build another."
-        super().__init__(f"the worker of {name_envs(env_ids)} (pid {pid}) {how} {during}. {advice}{tail}")
+        super().__init__(
+            f"the worker of {name_envs(env_ids)} (pid {pid}) {how} {during}{inside}. "
+            f"{_how_to_rebuild(env_ids) if command not in _AT_THE_START else ''}{_stack_text(stack)}{tail}"
+        )
+
+    def during(self, command: str) -> WorkerDied:
+        """The same, as it is told to a call that waits."""
+        facts = (self.env_ids, self.pid, self.exitcode, command, self.stderr)
+        return WorkerDied(*facts, env_index=self.env_index, stack=self.stack)
+
+
+_AT_THE_START = ("build", "map")  # of which nothing is left
+
+
+def _how_to_rebuild(env_ids: Sequence[int]) -> str:
+    ids = [int(i) for i in env_ids[:8]]
+    more = ", ..." if len(env_ids) > 8 else ""
+    return f"A reset builds its envs anew: `await envs.reset(env_ids={str(ids)[:-1]}{more}])`, or of all."
+
+
+def _stack_text(stack: str) -> str:
+    return f"\nIts Python stack, innermost call first:\n{stack.rstrip()}" if stack.strip() else ""
 
 
 def _signal_name(number: int) -> str:
@@ -277,13 +359,13 @@ class Failure:
 
     Attributes:
         env_index: The env.
-        pid: Of the worker that held it.
+        pid: Of the worker that held it; `None` where several were late at the start.
         command: What it was asked for: ``"step"``, ``"reset"``, ``"build"``, ….
         exception: What it raised.
     """
 
     env_index: int
-    pid: int
+    pid: int | None
     command: str
     exception: BaseException
 
@@ -305,9 +387,9 @@ def failures(exception: BaseException) -> list[Failure]:
     marked: list[Failure] | None = getattr(exception, _FAILURES, None)
     if marked is not None:
         return list(marked)
-    if isinstance(exception, WorkerDied):
-        command = exception.command or "nothing"
-        return [Failure(index, exception.pid, command, exception) for index in exception.env_ids]
+    if isinstance(exception, (WorkerDied, EnvTimeoutError)):
+        lost = exception.env_ids if isinstance(exception, WorkerDied) else exception.lost_env_ids or exception.env_ids
+        return [Failure(index, exception.pid, exception.command or "nothing", exception) for index in lost]
     if isinstance(exception, BaseExceptionGroup):
         return [failure for member in exception.exceptions for failure in failures(member)]
     return []

@@ -59,10 +59,14 @@ class AsyncVectorEnv:
         autoreset_mode: Gymnasium's; also by name, such as ``"SameStep"``.
         context: `None`: workers are fresh interpreters. ``"fork"``, ``"forkserver"``, ``"spawn"``: they are
             started by `multiprocessing`.
-        start_timeout: Seconds for the whole start.
+        step_timeout: Seconds that one env's own `step`, `reset` or call may take in its worker. Then the worker is
+            killed, and `EnvTimeoutError` is raised, which names the env and bears the worker's Python stack; it
+            comes up to a fifth later, and never too early. `None`: no limit. Not with `num_workers=0`.
+        start_timeout: Seconds for the whole start, and for each worker that takes the place of a dead one.
         close_grace: Seconds that `close` waits before it goes from asking to SIGTERM, and on to SIGKILL.
         max_buffers: How many batches of large observations the shared memory holds; when all are lent,
             further ones are copied.
+        traceback_locals: Whether an env's exception bears, as a note, the local variables of its frames as text.
 
     Raises:
         ValueError: An argument is out of its range; the message names it.
@@ -81,9 +85,11 @@ class AsyncVectorEnv:
         observation_mode: ObservationMode = "same",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         context: Literal["fork", "forkserver", "spawn"] | None = None,
+        step_timeout: float | None = None,
         start_timeout: float = 60,
         close_grace: float = 3,
         max_buffers: int = 4,
+        traceback_locals: bool = False,
     ) -> None:
         self._closed = False
         self._started: Started | None = None
@@ -98,9 +104,11 @@ class AsyncVectorEnv:
             observation_mode,
             autoreset_mode,
             context,
+            step_timeout,
             start_timeout,
             close_grace,
             max_buffers,
+            traceback_locals,
         )
         self._close_grace = close_grace
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -330,6 +338,8 @@ class AsyncVectorEnv:
     ) -> tuple[Any, dict[str, Any]]:
         """Resets all envs, or some; starts the workers if they are not.
 
+        Envs whose worker died are built anew, all of them, in a new worker, and those that are meant are reset.
+
         Args:
             seed: `None`: none. An int: env i gets `seed + i`. A sequence: one for each env that is reset;
                 with a `reset_mask` one for each env of the vector.
@@ -344,7 +354,11 @@ class AsyncVectorEnv:
         Raises:
             AlreadyPendingCallError: Another task awaits some of the envs; nothing was changed.
             ResetNeeded: An env outside of the mask was never reset; nothing was changed.
-            WorkerDied: A worker ended. Its envs are lost; the others are as before, or owed.
+            WorkerDied: A worker ended. Its envs need another reset, which builds them anew; the others were
+                reset, or are owed.
+            EnvTimeoutError: The same, for an env that took longer than `step_timeout`, or a new worker that took
+                longer than `start_timeout`.
+            WorkerStartError: The system gave no worker in place of a dead one; nothing was changed.
             Exception: What an env's `reset` raised, or an `ExceptionGroup` of several. These envs need
                 another reset, the others were reset.
         """
@@ -357,6 +371,8 @@ class AsyncVectorEnv:
         asked = [index for index, request in enumerate(requests) if request is not None]
         if target.unmasked:
             pool.states.check_repeatable("reset", target.unmasked)
+        pool.states.check_reset("reset", target.reset_ids)
+        pool.replace_dead(asked)
         seq = pool.next_seq()
         # With a mask all rows are answered, but only the masked envs change their state.
         pool.states.begin_reset(seq, "reset", target.reset_ids)
@@ -389,7 +405,9 @@ class AsyncVectorEnv:
             AlreadyPendingCallError: An env is awaited by another task, or owed; no env was stepped.
             ResetNeeded: An env failed, was never reset, or under DISABLED ended its episode; no env was
                 stepped.
-            WorkerDied: A worker ended. Its envs are lost; what had not answered yet is owed.
+            WorkerDied: A worker ended. Its envs need a reset, which builds them anew in a new worker; what had
+                not answered yet is owed.
+            EnvTimeoutError: The same, for an env that took longer than `step_timeout`.
             Exception: What an env's `step` raised, or an `ExceptionGroup` of several. These envs need a
                 reset, the others were stepped.
             asyncio.CancelledError: The envs go on with the step, and their answer is owed: `reset` discards
@@ -521,7 +539,8 @@ class AsyncVectorEnv:
             One result an env.
 
         Raises:
-            WorkerDied: A worker ended meanwhile.
+            WorkerDied: A worker ended, meanwhile or before; its envs need a reset.
+            EnvTimeoutError: A call took longer than `step_timeout`; likewise.
             Exception: What an env's method raised, or an `ExceptionGroup` of several; the others ran.
         """
         return await self._call(FrameKind.CALL, name, env_ids, lambda rows, _ids: CallRequest(rows, name, args, kwargs))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import fcntl
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -462,3 +465,89 @@ async def turns(count: int = 20) -> None:
     """Gives the loop some turns: enough for whatever could happen without an event from outside."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+# ---- envs that end their worker, or get stuck
+
+
+class Mortal(Counter):
+    """Does what `ending` does in the moment `at`.
+
+    That is in `step` for action 1, in `reset` with the option `die`, in `render`, `work`, `close`, or in `init` once
+    `armed` exists.
+    """
+
+    def __init__(self, ending: Callable[[], object], at: str, offset: int = 0, armed: str = "/") -> None:
+        super().__init__(length=1000, offset=offset)
+        self.ending = ending
+        self.at = at
+        if at == "init" and os.path.exists(armed):
+            ending()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if self.at == "reset" and options is not None and options.get("die"):
+            self.ending()
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.at == "step" and action == 1:
+            self.ending()
+        return super().step(action)
+
+    def render(self) -> Any:
+        if self.at == "render":
+            self.ending()
+        return self.steps
+
+    def work(self) -> int:
+        if self.at == "work":
+            self.ending()
+        return self.steps
+
+    def close(self) -> None:
+        if self.at == "close":
+            self.ending()
+
+
+def end_with_sigkill() -> None:
+    """As the kernel does when it is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def segfault() -> None:
+    """A real one, in C."""
+    ctypes.string_at(0)
+
+
+def end_inside_a_frame() -> None:
+    """Ends with the first bytes of a reply on their way."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                os.write(fd, b"\1" * 10)
+    os._exit(3)
+
+
+def end_with_a_child_that_holds_the_socket() -> None:
+    """So that the socket does not close with the process."""
+    if os.fork():
+        os._exit(3)
+    time.sleep(BOUND_SECONDS)
+    os._exit(0)
+
+
+def hang_in_python() -> None:
+    """For ever, in Python."""
+    while True:
+        time.sleep(1)
+
+
+def hang_in_c() -> None:
+    """For longer than any test, in C, with the GIL held."""
+    ctypes.PyDLL(None).sleep(100)
+
+
+def stop() -> None:
+    """As a debugger does, or a terminal's Ctrl-Z; who goes on again is stuck anyway."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    hang_in_python()

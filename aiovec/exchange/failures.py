@@ -17,6 +17,10 @@ from aiovec.exchange import pickles
 __all__ = ["FailureRecord", "as_one_exception", "capture", "restore", "wrap"]
 
 
+_MOST_FRAMES = 20
+_LONGEST_VALUE = 200  # characters
+
+
 @dataclass(frozen=True)
 class FailureRecord:
     """What travels of one env's exception.
@@ -30,6 +34,7 @@ class FailureRecord:
         text: Its text, for the fall-back.
         formatted: Its traceback as text, for the fall-back.
         original: The exception itself, where nothing had to travel.
+        local_variables: Of its frames, as text, where that is wanted.
     """
 
     env_index: int
@@ -40,15 +45,22 @@ class FailureRecord:
     text: str
     formatted: str
     original: BaseException | None = None
+    local_variables: str = ""
 
     @classmethod
-    def of(cls, exception: BaseException, env_index: int, pid: int, command: str) -> FailureRecord:
+    def of(
+        cls, exception: BaseException, env_index: int, pid: int, command: str, traceback_locals: bool = False
+    ) -> FailureRecord:
         """An exception that need not travel."""
-        return cls(env_index, pid, command, b"", "", "", "", exception)
+        local_variables = _local_variables(exception) if traceback_locals else ""
+        return cls(env_index, pid, command, b"", "", "", "", exception, local_variables)
 
 
-def capture(exception: BaseException, env_index: int, pid: int, command: str) -> FailureRecord:
+def capture(
+    exception: BaseException, env_index: int, pid: int, command: str, traceback_locals: bool = False
+) -> FailureRecord:
     """Turns an exception into bytes and facts; never raises for what the exception holds or does."""
+    local_variables = _local_variables(exception) if traceback_locals else ""
     cls = type(exception)
     try:
         formatted = "".join(traceback.format_exception(exception))
@@ -60,7 +72,25 @@ def capture(exception: BaseException, env_index: int, pid: int, command: str) ->
             pickled = b""
     except Exception:  # noqa: BLE001  this is the trial
         pickled = b""
-    return FailureRecord(env_index, pid, command, pickled, _name(cls), _text(exception), formatted)
+    text = _text(exception)
+    return FailureRecord(env_index, pid, command, pickled, _name(cls), text, formatted, local_variables=local_variables)
+
+
+def _local_variables(exception: BaseException) -> str:
+    """The innermost frames with their variables, outermost first, as a traceback has them."""
+    lines = ["local variables of its frames:"]
+    for frame, lineno in list(traceback.walk_tb(exception.__traceback__))[-_MOST_FRAMES:]:
+        lines.append(f'  File "{frame.f_code.co_filename}", line {lineno}, in {frame.f_code.co_name}')
+        lines += [f"    {name} = {_shown(value)}" for name, value in frame.f_locals.items()]
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001  the user's own __repr__
+        return f"<its __repr__ raised {type(error).__name__}>"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def restore(record: FailureRecord) -> Exception:
@@ -68,6 +98,8 @@ def restore(record: FailureRecord) -> Exception:
     exception = _load(record) if record.original is None else record.original
     raised = wrap(exception)
     add_note(raised, f"raised by env {record.env_index} during {record.command}, worker pid {record.pid}")
+    if record.local_variables:
+        add_note(raised, record.local_variables)
     mark_failures(raised, [_failure(record, exception)])
     return raised
 

@@ -18,7 +18,7 @@ __all__ = ["HEADER_NBYTES", "Frame", "FrameKind", "FrameReader", "pack_frame", "
 class FrameKind(enum.IntEnum):
     """What a frame asks, or answers."""
 
-    BUILD = 1  # payload: BuildRequest
+    BUILD = 1  # payload: BuildRequest; all its envs are built, or the start has failed
     MAP = 2  # payload: MapRequest
     STEP = 3  # payload: nothing, or the rows of actions where they are not in the slab
     RESET = 4  # payload: ResetRequest
@@ -29,6 +29,7 @@ class FrameKind(enum.IntEnum):
     STEP_TOGETHER = 9  # like STEP, of all workers: replies wait in the slab, where they fit
     ALL_DONE = 10  # the answer of the last worker to end a STEP_TOGETHER, for all of them
     ECHO = 11  # answered by the same, behind whatever the worker had to answer before
+    REBUILD = 12  # like BUILD, of a worker in place of one that died: an env that failed tells it when it is reset
 
 
 class Frame(NamedTuple):

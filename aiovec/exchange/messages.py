@@ -39,11 +39,13 @@ class BuildRequest:
         env_ids: The contiguous envs of this worker.
         env_fns: One an env; pickled where they must travel, and the same ones pickled and sent once.
         autoreset_mode: For all of them.
+        traceback_locals: Whether a failure bears the variables of its frames.
     """
 
     env_ids: range
     env_fns: tuple[bytes | Callable[[], gym.Env[Any, Any]], ...]
     autoreset_mode: AutoresetMode
+    traceback_locals: bool = False
 
 
 @dataclass(frozen=True)

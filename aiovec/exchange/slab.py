@@ -29,7 +29,7 @@ from aiovec.errors import SlabMemoryError
 from aiovec.exchange.layout import Layout, align
 from aiovec.exchange.reply_area import ReplyArea, reply_area_nbytes
 
-__all__ = ["Buffer", "Geometry", "Slab", "create_slab_file"]
+__all__ = ["Buffer", "Geometry", "Slab", "create_memory_file", "map_memory"]
 
 
 @dataclass(frozen=True)
@@ -119,16 +119,26 @@ class Buffer:
         return [*self.observations, self.rewards, self.terminations, self.truncations]
 
 
-def create_slab_file() -> int:
+def create_memory_file(name: str = "aiovec-slab") -> int:
     """An empty file without a name, to be inherited by workers before its size is known.
+
+    Args:
+        name: As it shows in ``/proc``.
 
     Returns:
         A descriptor that the caller owns.
     """
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("aiovec-slab", os.MFD_CLOEXEC)
+        return os.memfd_create(name, os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def map_memory(fd: int, nbytes: int) -> mmap.mmap:
+    """The first bytes of a file as shared memory; the mapping does not need the descriptor afterwards."""
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, nbytes, trackfd=False)
+    return mmap.mmap(fd, nbytes)
 
 
 def _available_nbytes() -> int:
@@ -192,11 +202,7 @@ class Slab:
     @classmethod
     def attach(cls, geometry: Geometry, fd: int) -> Slab:
         """Maps memory that the other side allocated. The mapping lives as long as an array over it."""
-        if sys.version_info >= (3, 13):
-            mapping = mmap.mmap(fd, geometry.nbytes, trackfd=False)
-        else:
-            mapping = mmap.mmap(fd, geometry.nbytes)
-        return cls(geometry, np.frombuffer(mapping, np.uint8))
+        return cls(geometry, np.frombuffer(map_memory(fd, geometry.nbytes), np.uint8))
 
     def action_arrays(self) -> list[npt.NDArray[Any]]:
         """The actions of all envs, an array for each leaf of fixed size."""

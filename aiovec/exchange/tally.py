@@ -8,11 +8,13 @@ them out in order and each once, so the tokens of many steps can lie there in a 
 a step takes its last one: all workers take part in each step, and have taken theirs of the steps before. (One
 that had sent its reply may still have to take its token when the next step begins. Then another worker takes a
 last token too early, so what it says is checked: `exchange.reply_area` bears the number of the step.) The death
-of a worker leaves its token: from then on workers answer each for itself.
+of a worker leaves its token: from then on workers answer each for itself, until a new one has its place and all
+have answered such a call. Then nobody is still to take a token, and the tally begins anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 __all__ = ["Tally", "take_last"]
@@ -49,6 +51,13 @@ class Tally:
             os.write(self._fd, (b"\0" * (self._num_workers - 1) + _LAST) * self._steps_at_once)
             self._steps_left = self._steps_at_once
         self._steps_left -= 1
+
+    def begin_anew(self) -> None:
+        """Takes back all tokens; only when no worker is still to take one."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.read(self.worker_fd, _PIPE_NBYTES)
+        self._steps_left = 0
 
     def close(self) -> None:
         """Closes both ends."""

@@ -13,9 +13,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from aiovec.errors import EnvTimeoutError
+from aiovec.exchange.black_box import IDLE, Doing
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.frames import Frame, FrameKind
-from aiovec.exchange.messages import BatchReply, CallReply, MapRequest
+from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, MapRequest
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.worker.core import WorkerCore
 
@@ -43,13 +45,15 @@ class InProcessWorker:
         self.env_ids = env_ids
         self.pid: int = os.getpid()
         self.alive: bool = True
+        self.is_condemned: bool = False
         self.exitcode: int | None = None
         self.ended: asyncio.Event = asyncio.Event()
         self._replied = replied
         self._resume = resume
-        self._core = WorkerCore(_capture, slab)
+        self._core = WorkerCore(self._capture, slab, [IDLE])
+        self._traceback_locals = False
         self._handlers: dict[int, Callable[[int, Any], Any]] = {
-            FrameKind.BUILD: lambda _buffer, message: self._core.build(message),
+            FrameKind.BUILD: lambda _buffer, message: self._build(message),
             FrameKind.MAP: lambda _buffer, message: self._map(message),
             FrameKind.STEP: lambda buffer, message: _own(self._core.step(buffer, message)),
             FrameKind.RESET: lambda buffer, message: _own(self._core.reset(buffer, message)),
@@ -84,6 +88,28 @@ class InProcessWorker:
     def terminate(self) -> None:
         self._close()
 
+    @property
+    def doing(self) -> Doing | None:
+        return None
+
+    def ask_stack(self) -> None:
+        """There is no other process to ask."""
+
+    @property
+    def stack_nbytes(self) -> int:
+        return 0
+
+    @property
+    def stack(self) -> str:
+        return ""
+
+    def kill_as(self, verdict: EnvTimeoutError) -> None:
+        """There is no process to kill; `step_timeout` is refused here."""
+
+    def _build(self, message: BuildRequest) -> BuildReply:
+        self._traceback_locals = message.traceback_locals
+        return self._core.build(message)
+
     def _map(self, message: MapRequest) -> None:
         self._core.map(message)
 
@@ -92,16 +118,15 @@ class InProcessWorker:
         self.ended.set()
         return self._core.close()
 
+    def _capture(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
+        """The very exception, not a copy; a real Ctrl-C goes on as what it is."""
+        if isinstance(exception, KeyboardInterrupt):
+            raise exception
+        return FailureRecord.of(exception, env_index, os.getpid(), command, self._traceback_locals)
+
 
 def _own(reply: BatchReply | None) -> BatchReply | None:
     """What did not go into the slab is the env's own object until it is copied: what we return never changes."""
     if reply is None or not (reply.dynamic or reply.infos):
         return reply
     return reply._replace(dynamic=copy.deepcopy(reply.dynamic), infos=copy.deepcopy(reply.infos))
-
-
-def _capture(exception: BaseException, env_index: int, command: str) -> FailureRecord:
-    """The very exception, not a copy; a real Ctrl-C goes on as what it is."""
-    if isinstance(exception, KeyboardInterrupt):
-        raise exception
-    return FailureRecord.of(exception, env_index, os.getpid(), command)

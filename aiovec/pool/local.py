@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from aiovec.errors import WorkerDied
+from aiovec.errors import EnvTimeoutError, WorkerDied
 from aiovec.exchange import pickles
+from aiovec.exchange.black_box import Doing
 from aiovec.exchange.frames import Frame, pack_frame, pack_header
 from aiovec.exchange.messages import BatchReply
 from aiovec.exchange.packed_infos import MARK, PackedInfos
@@ -20,7 +21,9 @@ from aiovec.pool.channel import Channel
 from aiovec.pool.output import WorkerOutput
 from aiovec.pool.process import WorkerProcess
 
-__all__ = ["LocalWorker", "Worker"]
+__all__ = ["Death", "LocalWorker", "Worker"]
+
+Death = WorkerDied | EnvTimeoutError
 
 _HANG_UP_SECONDS = 0.5
 
@@ -34,6 +37,7 @@ class Worker(Protocol):
     alive: bool
     exitcode: int | None
     ended: asyncio.Event
+    is_condemned: bool  # it is about to be killed: what it answers counts no more
 
     def prepare(self, message: Any) -> Any:
         """Makes a message ready to be posted; raises what pickling it raises."""
@@ -52,6 +56,26 @@ class Worker(Protocol):
 
     def terminate(self) -> None:
         """Ends the worker and frees everything of it, now and without the loop."""
+
+    @property
+    def doing(self) -> Doing | None:
+        """The env's call that the worker is in."""
+
+    def ask_stack(self) -> None:
+        """Has the worker write down its Python stack, whatever it is doing."""
+
+    @property
+    def stack_nbytes(self) -> int:
+        """How much of it is written."""
+        raise NotImplementedError
+
+    @property
+    def stack(self) -> str:
+        """What it wrote."""
+        raise NotImplementedError
+
+    def kill_as(self, verdict: EnvTimeoutError) -> None:
+        """Ends the worker now; its death is told as this."""
 
 
 class LocalWorker:
@@ -73,21 +97,25 @@ class LocalWorker:
         process: WorkerProcess,
         replied: Callable[[int, Frame], None],
         resume: Callable[[], None],
-        died: Callable[[int, WorkerDied], None],
+        died: Callable[[int, Death], None],
     ) -> None:
         self.index = index
         self.env_ids = env_ids
         self.pid: int = process.pid
         self.alive: bool = True
         self.ended: asyncio.Event = asyncio.Event()
+        self.is_condemned: bool = False
         self._process = process
+        self._replied = replied
         self._resume = resume
         self._died = died
         self.exitcode: int | None = None
         self._hanging_up: asyncio.TimerHandle | None = None
         self._hung_up = False
+        self._verdict: EnvTimeoutError | None = None
+        self._last: tuple[int | None, str] = (None, "")  # the env that it ended in, its last stack
         self._output = WorkerOutput(process.files.output, f"aiovec worker {index}")
-        self._channel = Channel(process.files.connection, lambda frame: replied(index, frame), resume, self._lost)
+        self._channel = Channel(process.files.connection, self._received, resume, self._lost)
 
     def __repr__(self) -> str:
         return f"<LocalWorker {self.index} pid={self.pid} alive={self.alive} {self._channel!r}>"
@@ -122,14 +150,42 @@ class LocalWorker:
         self._process.kill()
         self._finish()
 
+    @property
+    def doing(self) -> Doing | None:
+        return None if self._process.is_reaped else self._process.files.black_box.doing
+
+    def ask_stack(self) -> None:
+        self._process.ask_stack()
+
+    @property
+    def stack_nbytes(self) -> int:
+        return 0 if self._process.is_reaped else self._process.files.black_box.stack_nbytes
+
+    @property
+    def stack(self) -> str:
+        return "" if self._process.is_reaped else self._process.files.black_box.stack
+
+    def kill_as(self, verdict: EnvTimeoutError) -> None:
+        self._verdict = verdict
+        self._process.kill()
+
+    def _received(self, frame: Frame) -> None:
+        if not self.is_condemned:
+            self._replied(self.index, frame)
+
     def _process_ended(self) -> None:
         self._channel.drain()
         was_alive, self.alive = self.alive, False
         self._finish()
         if was_alive:
-            exitcode = None if self._hung_up else self.exitcode
-            self._died(self.index, WorkerDied(list(self.env_ids), self.pid, exitcode, None, self._output.stderr_tail))
+            self._died(self.index, self._verdict or self._obituary())
         self._resume()
+
+    def _obituary(self) -> WorkerDied:
+        exitcode = None if self._hung_up else self.exitcode
+        env_index, stack = self._last
+        facts = (self.env_ids, self.pid, exitcode, None, self._output.stderr_tail)
+        return WorkerDied(*facts, env_index=env_index, stack=stack)
 
     def _finish(self) -> None:
         """Takes what is left of a process that has ended or was killed, and frees everything."""
@@ -137,6 +193,8 @@ class LocalWorker:
             self._hanging_up.cancel()
         if not self._process.is_reaped:  # else the interpreter is at its exit, and that was done
             self._output.finish()
+            doing = self.doing
+            self._last = (None if doing is None else self.env_ids[doing.row], self.stack)
             self.exitcode = self._process.reap()
         self._channel.close()
         self.ended.set()

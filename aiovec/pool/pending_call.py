@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from aiovec.errors import WorkerDied
+from aiovec.errors import EnvTimeoutError, WorkerDied
 from aiovec.pool.answer import Answer
 
 __all__ = ["PendingCall"]
@@ -52,7 +52,7 @@ class PendingCall:
         self.buffer: int = buffer
         self.missing: set[int] = set(workers)
         self.payloads: dict[int, Any] = {}
-        self.deaths: list[WorkerDied] = []
+        self.deaths: list[WorkerDied | EnvTimeoutError] = []
         self.future: Answer = future
         self.is_abandoned: bool = False
         self.is_dropped: bool = False

@@ -17,19 +17,21 @@ from typing import Any
 import anyio.to_thread
 import numpy.typing as npt
 
-from aiovec.errors import ClosedEnvironmentError, WorkerDied
+from aiovec.errors import ClosedEnvironmentError, WorkerStartError
+from aiovec.exchange.black_box import Doing
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.messages import BatchReply
 from aiovec.exchange.reply_area import ReplyArea
-from aiovec.exchange.slab import Geometry, Slab, create_slab_file
+from aiovec.exchange.slab import Geometry, Slab, create_memory_file
 from aiovec.exchange.tally import Tally
 from aiovec.pool.answer import Answer
 from aiovec.pool.in_process import InProcessWorker
-from aiovec.pool.local import LocalWorker
+from aiovec.pool.local import Death, LocalWorker
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.process import WorkerProcess
 from aiovec.pool.ring import HOME, Ring
 from aiovec.pool.states import EnvStates
+from aiovec.pool.watch import Watch, end_stuck
 
 __all__ = ["Pool", "split_envs", "usable_cpus"]
 
@@ -57,6 +59,8 @@ class Pool:
         num_workers: How many processes; 0 for none.
         context: See `AsyncVectorEnv`.
         shared_memory: See `AsyncVectorEnv`.
+        start_timeout: See `AsyncVectorEnv`; of a worker that takes a dead one's place, too.
+        step_timeout: See `AsyncVectorEnv`.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Pool:
         num_workers: int,
         context: str | None,
         shared_memory: bool,
+        start_timeout: float,
+        step_timeout: float | None,
     ) -> None:
         self.loop = loop
         self._thread = threading.get_ident()
@@ -75,15 +81,21 @@ class Pool:
         self._env_ids = split_envs(num_envs, num_workers or 1)
         self._num_workers = num_workers
         self._context = context
-        self._slab_fd = create_slab_file() if num_workers else -1
-        self._tally = Tally(num_workers) if num_workers else None
+        self._slab_fd = -1
+        self._tally: Tally | None = None
+        self._start_timeout = start_timeout
         # Whether a step is answered by the tally: one worker has nobody to wait for, and rows that are sent wake us.
-        self._together = num_workers > 1 and shared_memory
+        self._may_be_together = num_workers > 1 and shared_memory
+        self._together = self._may_be_together
+        self._watch = None if step_timeout is None else Watch(loop, step_timeout, self._stuck)
         self._calls: dict[int, PendingCall] = {}
         self._answered: list[Answer] = []  # complete, and to be resumed when the callback at hand ends
         self._reply_areas: list[ReplyArea] = []
-        self._untold: list[WorkerDied] = []
-        self._deaths: dict[int, WorkerDied] = {}  # as they were first told, by worker
+        self._untold: list[Death] = []
+        self._deaths: dict[int, Death] = {}  # as they were first told, by worker
+        self._blueprints: list[tuple[Any, Any]] = []  # what a worker is sent at its start: BUILD, MAP
+        self._rebuilding: dict[int, asyncio.TimerHandle] = {}  # by the number of the request; ends what takes too long
+        self._mapping: set[int] = set()
         self._seq = 0
         self._bare_requests: list[Any] = []
         self.slab: Slab | None = None
@@ -99,15 +111,71 @@ class Pool:
         if not self._num_workers:
             self.workers.append(InProcessWorker(self._env_ids[0], self._in_process_slab, self._replied, self._resume))
             return
-        look_again = self._num_workers <= usable_cpus()
-        for index, env_ids in enumerate(self._env_ids):
-            assert self._tally is not None  # noqa: S101
-            name = f"aiovec-worker-{index}"
-            process = WorkerProcess(self._context, self._slab_fd, self._tally.worker_fd, look_again, name)
-            worker = LocalWorker(index, env_ids, process, self._replied, self._resume, self._died)
-            self.workers.append(worker)
-            worker.watch(self.loop)
+        try:
+            self._tally = Tally(self._num_workers)
+            self._slab_fd = create_memory_file()
+        except OSError as error:
+            raise WorkerStartError(range(self._env_ids[-1].stop), error) from error
+        for index in range(self._num_workers):
+            self.workers.append(self._start_worker(index))
             await asyncio.sleep(0)
+
+    def _start_worker(self, index: int) -> LocalWorker:
+        assert self._tally is not None  # noqa: S101
+        env_ids, look_again = self._env_ids[index], self._num_workers <= usable_cpus()
+        try:
+            process = WorkerProcess(
+                self._context, self._slab_fd, self._tally.worker_fd, look_again, f"aiovec-worker-{index}"
+            )
+            worker = LocalWorker(index, env_ids, process, self._replied, self._resume, self._died)
+            try:
+                worker.watch(self.loop)
+            except BaseException:
+                worker.terminate()
+                raise
+        except OSError as error:
+            raise WorkerStartError(env_ids, error) from error
+        return worker
+
+    def keep_blueprints(self, builds: Sequence[Any], maps: Sequence[Any]) -> None:
+        """Takes what each worker was sent at its start, for one that takes its place."""
+        self._blueprints = list(zip(builds, maps, strict=True))
+
+    def replace_dead(self, indices: Iterable[int]) -> None:
+        """Starts a worker in the place of each of these that died; what is posted next is served once it is there.
+
+        Raises:
+            WorkerStartError: The system gave none; the rest is as it was.
+        """
+        for index in indices:
+            if not self.workers[index].alive:
+                self._replace(index)
+
+    def _replace(self, index: int) -> None:
+        worker = self._start_worker(index)
+        self.workers[index] = worker
+        death = self._deaths.pop(index)
+        # Who asks for a reset has no use for a death that nobody was told of.
+        self._untold = [untold for untold in self._untold if untold is not death]
+        for env_index in worker.env_ids:
+            self.states.break_(env_index, "must be reset, after the death of its worker")
+        build, mapping = self._blueprints[index]
+        seq = self.next_seq()
+        self._rebuilding[seq] = self.loop.call_later(self._start_timeout, self._rebuilds_too_long, seq, worker)
+        worker.post(FrameKind.REBUILD, seq, HOME, build)
+        seq = self.next_seq()
+        self._mapping.add(seq)
+        worker.post(FrameKind.MAP, seq, HOME, mapping)
+
+    def _rebuilds_too_long(self, seq: int, worker: LocalWorker) -> None:
+        if self._rebuilding.pop(seq, None) is not None and worker.alive:
+            doing = worker.doing
+            late = worker.env_ids if doing is None else [worker.env_ids[doing.row]]
+            end_stuck(self.loop, worker, doing, late, "build", self._start_timeout)
+
+    def _stuck(self, index: int, doing: Doing, seconds: float) -> None:
+        worker = self.workers[index]
+        end_stuck(self.loop, worker, doing, [worker.env_ids[doing.row]], doing.phase.name.lower(), seconds)
 
     async def map_slab(self, geometry: Geometry, lend: bool) -> None:
         """Reserves the memory, now that its size is known."""
@@ -115,7 +183,6 @@ class Pool:
             self.slab = await anyio.to_thread.run_sync(Slab.allocate, geometry, self._slab_fd)
         else:
             self.slab = Slab.private(geometry)
-        self._close_slab_file()
         self.ring = Ring(self.slab, lend)
         self._reply_areas = [self.slab.reply_area(index) for index in range(geometry.num_workers)]
         self._bare_requests = self.prepare([None] * len(self.workers))
@@ -136,6 +203,7 @@ class Pool:
 
         Raises:
             WorkerDied: It happened since the last call.
+            EnvTimeoutError: Likewise.
         """
         if self._untold:
             raise self._untold.pop(0)
@@ -153,6 +221,13 @@ class Pool:
             assert self._tally is not None  # noqa: S101
             self._tally.begin_step()
         return requests
+
+    def _come_together(self, call: PendingCall) -> None:
+        """After a death: once every worker has answered a call by itself, steps are answered by the tally again."""
+        if self._may_be_together and not call.deaths and len(call.payloads) == len(self.workers):
+            assert self._tally is not None  # noqa: S101
+            self._tally.begin_anew()
+            self._together = True
 
     def post(
         self,
@@ -179,6 +254,8 @@ class Pool:
         is_batch = kind in _BATCH_KINDS
         call = PendingCall(seq, command, is_batch, buffer, chosen, Answer(loop=self.loop))
         self._calls[seq] = call
+        if self._watch is not None:
+            self._watch.begin(self.workers, self._calls)
         try:
             for index in chosen:
                 worker = self.workers[index]
@@ -251,6 +328,8 @@ class Pool:
     def done(self, call: PendingCall) -> None:
         """The answer was taken, and its buffer is the caller's."""
         self._calls.pop(call.seq, None)
+        if not self._together:
+            self._come_together(call)
 
     def drop_unowed(self) -> None:
         """Drops the calls that were cancelled, and whose envs have all been reset since."""
@@ -266,7 +345,8 @@ class Pool:
     def _replied(self, index: int, frame: Frame) -> None:
         call = self._calls.get(frame.seq)
         if call is None:
-            return  # the pool was closed meanwhile
+            self._replied_to_start(index, frame)  # or the pool was closed meanwhile
+            return
         if frame.kind == FrameKind.ALL_DONE:
             self._take_reply_areas(call, call.missing)
         elif frame.kind == FrameKind.ECHO:
@@ -276,6 +356,16 @@ class Pool:
             call.missing.discard(index)
         if not call.missing:
             self._complete(call)
+
+    def _replied_to_start(self, index: int, frame: Frame) -> None:
+        """What a worker that takes a dead one's place says of its start."""
+        deadline = self._rebuilding.pop(frame.seq, None)
+        if deadline is not None:
+            deadline.cancel()
+        is_of_start = deadline is not None or frame.seq in self._mapping
+        self._mapping.discard(frame.seq)
+        if is_of_start and frame.payload:  # it has failed as a whole, and told why on its stderr
+            self.workers[index].signal(signal.SIGKILL)
 
     def _complete(self, call: PendingCall) -> None:
         """Every worker has answered, or is gone."""
@@ -288,7 +378,7 @@ class Pool:
         """Takes what workers have left of a step; a reply too large for its area is on its way by the socket."""
         for index in tuple(workers) if self._reply_areas else ():
             reply = self._reply_areas[index].take(call.seq)
-            if reply is not None:
+            if reply is not None and not self.workers[index].is_condemned:
                 call.payloads[index] = reply
                 call.missing.discard(index)
 
@@ -302,28 +392,27 @@ class Pool:
             for future in answered:
                 future.resume_later()
 
-    def _died(self, index: int, death: WorkerDied) -> None:
+    def _died(self, index: int, death: Death) -> None:
         """Tells every call that waits for this worker; its envs need a reset."""
         self._together = False
         for env_index in self.workers[index].env_ids:
-            self.states.break_(env_index, "must be built anew, since its worker died")
+            self.states.break_(env_index, "must be built anew, since the worker died")
         is_told = False
         for call in [call for call in self._calls.values() if index in call.missing]:
             self._take_reply_areas(call, call.missing)  # who had ended the step, the dead one perhaps, has answered
             if not call.missing:
                 self._complete(call)
             if index in call.missing:
-                facts = (list(death.env_ids), death.pid, death.exitcode, call.command, death.stderr)
-                if not is_told:
-                    death, is_told = WorkerDied(*facts), True
-                self._fail(call, index, WorkerDied(*facts))
+                if not (is_told or call.is_abandoned or call.is_dropped):
+                    death, is_told = death.during(call.command), True
+                self._fail(call, index, death.during(call.command))
             for other in call.missing:  # those that would have answered by the tally
                 self.workers[other].post(FrameKind.ECHO, call.seq, HOME, b"")
         self._deaths[index] = death
         if not is_told:
             self._untold.append(death)
 
-    def _fail(self, call: PendingCall, index: int, death: WorkerDied) -> None:
+    def _fail(self, call: PendingCall, index: int, death: Death) -> None:
         call.missing.discard(index)
         call.deaths.append(death)
         call.future.resume_later()
@@ -398,6 +487,11 @@ class Pool:
     def _release(self) -> None:
         self._close_slab_file()
         self._close_tally()
+        if self._watch is not None:
+            self._watch.end()
+        for deadline in self._rebuilding.values():
+            deadline.cancel()
+        self._rebuilding.clear()
         self.slab = self.ring = None
         self._reply_areas = []
         calls, self._calls = self._calls, {}

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import aiovec
+from aiovec.exchange.black_box import BlackBox
 from aiovec.worker.entry import THREAD_LIMITS, run_forked
 
 __all__ = ["WorkerFiles", "WorkerProcess"]
@@ -44,6 +45,7 @@ class WorkerFiles:
         worker_connection: The worker's end.
         lifeline: The parent's end of a pipe that nobody reads or writes: its end ends the worker.
         worker_lifeline: The worker's end.
+        black_box: What the worker leaves when it dies; both have it.
         output: The parent's ends of the pipes behind the worker's stdout and stderr.
         worker_output: The worker's ends.
     """
@@ -52,6 +54,7 @@ class WorkerFiles:
     worker_connection: socket.socket
     lifeline: int
     worker_lifeline: int
+    black_box: BlackBox
     output: tuple[int, int]
     worker_output: tuple[int, int]
 
@@ -67,11 +70,12 @@ class WorkerFiles:
                 for fd in os.pipe():
                     opened.callback(os.close, fd)
                     fds.append(fd)
+            black_box = BlackBox()
             opened.pop_all()
         connection.setblocking(False)
         os.set_blocking(fds[2], False)
         os.set_blocking(fds[4], False)
-        return cls(connection, worker_connection, fds[1], fds[0], (fds[2], fds[4]), (fds[3], fds[5]))
+        return cls(connection, worker_connection, fds[1], fds[0], black_box, (fds[2], fds[4]), (fds[3], fds[5]))
 
     def parent_fds(self) -> tuple[int, ...]:
         """Those that no worker may hold."""
@@ -155,6 +159,13 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
+    def ask_stack(self) -> None:
+        """Has the worker write its Python stack into its black box, also if it was stopped."""
+        if self._is_ours():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR1)
+                os.kill(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL to the whole group, at once."""
         self.signal(signal.SIGKILL)
@@ -190,6 +201,7 @@ class WorkerProcess:
     def _close_files(self) -> None:
         for fd in (self.files.lifeline, *self.files.output):
             os.close(fd)
+        self.files.black_box.close()
 
 
 @dataclass
@@ -199,7 +211,7 @@ class _Child:
 
 
 def _start_interpreter(files: WorkerFiles, slab_fd: int, tally_fd: int, look_again: bool) -> _Child:
-    fds = (files.worker_connection.fileno(), files.worker_lifeline, slab_fd, tally_fd)
+    fds = (files.worker_connection.fileno(), files.worker_lifeline, slab_fd, tally_fd, files.black_box.fd)
     root = str(Path(aiovec.__file__).parent.parent)
     if root in (*site.getsitepackages(), site.getusersitepackages()):
         entry = ["-m", "aiovec.worker"]
@@ -240,7 +252,7 @@ def _start_multiprocessing(
     files: WorkerFiles, slab_fd: int, tally_fd: int, look_again: bool, context: str, name: str
 ) -> _Child:
     start: Any = multiprocessing.get_context(context)
-    ours = (files.worker_connection.fileno(), files.worker_lifeline, slab_fd, tally_fd)
+    ours = (files.worker_connection.fileno(), files.worker_lifeline, slab_fd, tally_fd, files.black_box.fd)
     fds = _Handover((*ours, *files.worker_output))
     foreign: tuple[int, ...] = ()
     if context == "fork":

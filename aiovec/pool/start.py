@@ -7,7 +7,7 @@ cancelled on the way, nothing is left of what had been started.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ import anyio.to_thread
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
-from aiovec.errors import EnvTimeoutError
+from aiovec.errors import EnvTimeoutError, name_envs
 from aiovec.exchange import pickles
 from aiovec.exchange.failures import as_one_exception
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import BuildReply, BuildRequest, MapRequest
 from aiovec.exchange.slab import Geometry
+from aiovec.pool.local import Worker
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.pool import Pool, split_envs
 from aiovec.pool.ring import LENT_FROM_NBYTES
@@ -44,7 +45,9 @@ class StartPlan:
     autoreset_mode: AutoresetMode
     context: str | None
     start_timeout: float
+    step_timeout: float | None
     max_buffers: int
+    traceback_locals: bool
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,29 @@ async def start(plan: StartPlan) -> Started:
         SpaceMismatchError: Spaces that cannot be batched; nothing is left.
         SlabMemoryError: No memory for the slab; nothing is left.
         WorkerDied: A worker ended while it built its envs; nothing is left.
+        WorkerStartError: The system gave no worker; nothing is left.
         Exception: What an env's construction raised, or an `ExceptionGroup` of several; nothing is left.
     """
-    pool = Pool(asyncio.get_running_loop(), len(plan.env_fns), plan.num_workers, plan.context, plan.shared_memory)
+    pool = Pool(
+        asyncio.get_running_loop(),
+        len(plan.env_fns),
+        plan.num_workers,
+        plan.context,
+        plan.shared_memory,
+        plan.start_timeout,
+        plan.step_timeout,
+    )
     building: PendingCall | None = None
     try:
         env_fns = await _travelling(plan)
         async with asyncio.timeout(plan.start_timeout):
             await pool.start_workers()
             requests = [
-                BuildRequest(ids, env_fns[ids.start : ids.stop], plan.autoreset_mode)
+                BuildRequest(ids, env_fns[ids.start : ids.stop], plan.autoreset_mode, plan.traceback_locals)
                 for ids in split_envs(len(env_fns), len(pool.workers))
             ]
-            building = pool.post(FrameKind.BUILD, "build", pool.prepare(requests))
+            builds = pool.prepare(requests)
+            building = pool.post(FrameKind.BUILD, "build", builds)
             replies: list[BuildReply] = await pool.answered(building)
             pool.done(building)
             failed = [record for reply in replies for record in reply.failures]
@@ -85,7 +98,7 @@ async def start(plan: StartPlan) -> Started:
                 raise as_one_exception("build", failed)
             facts = [fact for reply in replies for fact in reply.spaces]
             spaces = vector_spaces(plan.observation_mode, len(plan.env_fns), facts)
-            await _map(pool, plan, spaces)
+            pool.keep_blueprints(builds, await _map(pool, plan, spaces))
         return Started(
             pool,
             spaces,
@@ -93,11 +106,30 @@ async def start(plan: StartPlan) -> Started:
             replies[0].render_mode,
         )
     except BaseException as error:
-        late = [i for w in building.missing for i in pool.workers[w].env_ids] if building is not None else []
-        pool.terminate()
-        if isinstance(error, TimeoutError) and late and not isinstance(error, EnvTimeoutError):
-            raise EnvTimeoutError(sorted(late), "build", plan.start_timeout) from None
+        late = [pool.workers[index] for index in sorted(building.missing)] if building is not None else []
+        too_late = isinstance(error, TimeoutError) and late and not isinstance(error, EnvTimeoutError)
+        try:
+            stack = await _stacks(late) if too_late else ""
+        finally:
+            pool.terminate()
+        if too_late:
+            env_ids = [env_index for worker in late for env_index in worker.env_ids]
+            raise EnvTimeoutError(env_ids, "build", plan.start_timeout, stack=stack) from None
         raise
+
+
+async def _stacks(late: Sequence[Worker]) -> str:
+    """What the Python stacks of these workers are at the moment, for those that are inside an env."""
+    asked = [worker for worker in late if worker.doing is not None]
+    for worker in asked:
+        worker.ask_stack()
+    written: list[int] = []
+    for _ in range(50):  # as long as there is something to wait for: half a second at most
+        await asyncio.sleep(0.01)
+        before, written = written, [worker.stack_nbytes for worker in asked]
+        if all(written) and written == before:
+            break
+    return "\n".join(f"(worker of {name_envs(worker.env_ids)})\n{worker.stack}" for worker in asked)
 
 
 async def _travelling(plan: StartPlan) -> tuple[Any, ...]:
@@ -115,7 +147,7 @@ async def _travelling(plan: StartPlan) -> tuple[Any, ...]:
     return await anyio.to_thread.run_sync(pickled)
 
 
-async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> None:
+async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> list[Any]:
     observations = Layout(spaces.single_observation_space)
     num_envs = len(plan.env_fns)
     nbytes = observations.nbytes(num_envs)
@@ -129,8 +161,10 @@ async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> None:
         MapRequest(num_envs, num_buffers, *both_spaces, num_workers, worker.index, pool.shared)
         for worker in pool.workers
     ]
-    mapping = pool.post(FrameKind.MAP, "map", pool.prepare(messages))
+    maps = pool.prepare(messages)
+    mapping = pool.post(FrameKind.MAP, "map", maps)
     for refused in await pool.answered(mapping):
         if refused is not None:
             raise as_one_exception("map", refused.failures[:1])
     pool.done(mapping)
+    return maps

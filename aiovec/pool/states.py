@@ -81,8 +81,7 @@ class EnvStates:
         Raises:
             AlreadyPendingCallError: Some are awaited.
         """
-        self._spread()
-        self._refuse_busy(command, (EnvState.AWAITED,), env_ids)
+        self.check_reset(command, env_ids)
         if env_ids is None:
             self._reasons.clear()
             self._begin_all(seq)
@@ -93,6 +92,11 @@ class EnvStates:
         self._callers[env_ids] = seq
         for env_index in env_ids:
             self._reasons.pop(env_index, None)
+
+    def check_reset(self, command: str, env_ids: Sequence[int] | None) -> None:
+        """Whether `begin_reset` may be called; raises what it raises."""
+        self._spread()
+        self._refuse_busy(command, (EnvState.AWAITED,), env_ids)
 
     def check_repeatable(self, command: str, env_ids: Sequence[int]) -> None:
         """Refuses envs that are busy or have no observation yet, where a call repeats their last one."""

@@ -6,7 +6,7 @@ The same object serves behind a socket in a process of its own, and in the paren
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from typing import Any
 
 from aiovec.exchange.actions import ActionReader
@@ -34,10 +34,14 @@ class WorkerCore:
     Args:
         capture: Turns an env's exception into what a reply bears.
         slab: Gives the shared memory once its geometry is known.
+        doing: See `EnvHost`.
     """
 
-    def __init__(self, capture: Capture, slab: Callable[[Geometry], Slab]) -> None:
+    def __init__(
+        self, capture: Capture, slab: Callable[[Geometry], Slab], doing: MutableSequence[int] | memoryview
+    ) -> None:
         self._capture = capture
+        self._doing = doing
         self._make_slab = slab
         self._host: EnvHost | None = None
         self._slab: Slab | None = None
@@ -59,8 +63,13 @@ class WorkerCore:
 
     def build(self, request: BuildRequest) -> BuildReply:
         """Builds the envs."""
-        self._host = EnvHost(request, self._capture)
+        self._host = EnvHost(request, self._capture, self._doing)
         return self._host.build()
+
+    def rebuild(self, request: BuildRequest) -> None:
+        """Builds the envs in place of a worker that died."""
+        self._host = EnvHost(request, self._capture, self._doing)
+        self._host.rebuild()
 
     def map(self, request: MapRequest) -> Slab:
         """Maps the slab and prepares the views that every step uses."""

@@ -35,7 +35,7 @@ THREAD_LIMITS = (
 
 def run_interpreter() -> None:
     """The whole life of a worker that is a fresh interpreter; its arguments are numbers in ``sys.argv``."""
-    connection_fd, lifeline_fd, slab_fd, tally_fd, parent_pid, look_again = map(int, sys.argv[1:7])
+    connection_fd, lifeline_fd, *shared_fds, parent_pid, look_again = map(int, sys.argv[1:8])
     with socket.socket(fileno=os.dup(connection_fd)) as connection:
         connection.setblocking(True)
         path = _receive(connection, int.from_bytes(_receive(connection, 4), "little")).decode().split("\0")
@@ -45,7 +45,7 @@ def run_interpreter() -> None:
     sys.path += [entry for entry in path if entry not in sys.path]
     importlib.import_module("aiovec.worker.serve")
     sys.path[:] = path
-    _work(connection_fd, lifeline_fd, slab_fd, tally_fd, parent_pid, bool(look_again))
+    _work(connection_fd, lifeline_fd, shared_fds, parent_pid, bool(look_again))
     # Threads that an env left running, and the interpreter's own tear-down, must not keep the parent waiting.
     os._exit(0)
 
@@ -54,7 +54,7 @@ def run_forked(fds: tuple[int, ...], parent_pid: int, look_again: bool, foreign_
     """The whole life of a worker that `multiprocessing` started.
 
     Args:
-        fds: Connection, lifeline, slab, tally, stdout, stderr.
+        fds: Connection, lifeline, slab, tally, black box, stdout, stderr.
         parent_pid: The process to end with.
         look_again: See `aiovec.worker.serve`.
         foreign_fds: What a fork copied of the parent's ends, this worker's and others': kept open here, they
@@ -65,7 +65,7 @@ def run_forked(fds: tuple[int, ...], parent_pid: int, look_again: bool, foreign_
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for fd in foreign_fds:
         os.close(fd)
-    connection_fd, lifeline_fd, slab_fd, tally_fd, stdout_fd, stderr_fd = fds
+    connection_fd, lifeline_fd, *shared_fds, stdout_fd, stderr_fd = fds
     sys.stdout.flush()
     sys.stderr.flush()
     for fd, standard in ((stdout_fd, 1), (stderr_fd, 2)):
@@ -74,11 +74,11 @@ def run_forked(fds: tuple[int, ...], parent_pid: int, look_again: bool, foreign_
     # In a notebook, or under pytest, the parent's stdout is no file: a fork has a copy of that.
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    _work(connection_fd, lifeline_fd, slab_fd, tally_fd, parent_pid, look_again)
+    _work(connection_fd, lifeline_fd, shared_fds, parent_pid, look_again)
     os._exit(0)
 
 
-def _work(connection_fd: int, lifeline_fd: int, slab_fd: int, tally_fd: int, parent_pid: int, look_again: bool) -> None:
+def _work(connection_fd: int, lifeline_fd: int, shared_fds: list[int], parent_pid: int, look_again: bool) -> None:
     hold_lifeline(lifeline_fd, parent_pid)
     for variable in THREAD_LIMITS:
         os.environ.setdefault(variable, "1")
@@ -89,7 +89,8 @@ def _work(connection_fd: int, lifeline_fd: int, slab_fd: int, tally_fd: int, par
     # The parent may be gone, or have closed its end: then there is nobody left to tell.
     with socket.socket(fileno=connection_fd) as connection, contextlib.suppress(ConnectionError):
         connection.setblocking(True)
-        serve(connection, slab_fd, tally_fd, look_again)
+        slab_fd, tally_fd, black_box_fd = shared_fds
+        serve(connection, slab_fd, tally_fd, black_box_fd, look_again)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
-from aiovec.errors import InvalidEnvResultError
+from aiovec.errors import InvalidEnvResultError, ResetNeeded
 from aiovec.exchange import infos as infos_
 from aiovec.exchange import packed_infos, pickles
+from aiovec.exchange.black_box import IDLE, Phase, doing_code
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.messages import (
     BatchReply,
@@ -37,6 +38,8 @@ Capture = Callable[[BaseException, int, str], FailureRecord]
 Transition = tuple[Any, Any, Any, Any, dict[str, Any]]
 
 _PENDING: Any = object()  # no transition yet: what is raised now is the env's own
+_NO_ENV: gym.Env[Any, Any] = gym.Env()  # in the row of one that could not be built
+_TOLD = Exception("told")  # why an env could not be built anew was raised: the next reset tries again
 
 
 class EnvHost:
@@ -45,11 +48,14 @@ class EnvHost:
     Args:
         request: What to build.
         capture: Turns an env's exception into what the reply bears.
+        doing: Its one item tells which env is called at the moment; see `exchange.black_box`.
     """
 
-    def __init__(self, request: BuildRequest, capture: Capture) -> None:
+    def __init__(self, request: BuildRequest, capture: Capture, doing: MutableSequence[int] | memoryview) -> None:
         self.env_ids: range = request.env_ids
+        self._doing = doing
         self._env_fns = request.env_fns
+        self._unbuilt: dict[int, BaseException] = {}  # rows whose env could not be built anew, and why
         self._autoreset_mode = request.autoreset_mode
         self._capture = capture
         self.envs: list[gym.Env[Any, Any]] = []
@@ -70,31 +76,50 @@ class EnvHost:
     def build(self) -> BuildReply:
         """Builds every env, also after one has failed, so that all failures are told at once."""
         failures: list[FailureRecord] = []
-        for env_index, env_fn in zip(self.env_ids, self._env_fns, strict=True):
+        for row, env_index in enumerate(self.env_ids):
             try:
-                env = (pickles.loads(env_fn) if isinstance(env_fn, bytes) else env_fn)()
-                if not isinstance(env, gym.Env):
-                    raise TypeError(f"env_fns[{env_index}] returned {env!r}, which is not a gymnasium.Env")
-                for name in ("observation_space", "action_space"):
-                    if not isinstance(getattr(env, name, None), gym.Space):
-                        raise TypeError(
-                            f"{env!r} has no {name}: set it in its class, or in __init__, to a gymnasium.Space"
-                        )
-                self.envs.append(env)
+                self.envs.append(self._build(row))
             except BaseException as exception:  # noqa: BLE001
                 failures.append(self._fail(exception, env_index, "build"))
         self._env_fns = ()
         if failures:
             self.close()
             return BuildReply([], {}, None, failures)
+        self._begin()
+        first = self.envs[0]
+        return BuildReply(self._spaces(), dict(first.metadata), first.render_mode, [])
+
+    def rebuild(self) -> None:
+        """Builds every env in place of a worker that died; each that fails tells it when it is reset."""
+        for row in range(len(self.env_ids)):
+            try:
+                self.envs.append(self._build(row))
+            except BaseException as exception:  # noqa: BLE001
+                self.envs.append(_NO_ENV)
+                self._unbuilt[row] = exception
+        self._begin()
+
+    def _build(self, row: int) -> gym.Env[Any, Any]:
+        env_index, env_fn = self.env_ids[row], self._env_fns[row]
+        self._doing[0] = doing_code(row, Phase.BUILD)
+        try:
+            env: Any = (pickles.loads(env_fn) if isinstance(env_fn, bytes) else env_fn)()
+        finally:
+            self._doing[0] = IDLE
+        if not isinstance(env, gym.Env):
+            raise TypeError(f"env_fns[{env_index}] returned {env!r}, which is not a gymnasium.Env")
+        for name in ("observation_space", "action_space"):
+            if not isinstance(getattr(env, name, None), gym.Space):
+                raise TypeError(f"{env!r} has no {name}: set it in its class, or in __init__, to a gymnasium.Space")
+        return env
+
+    def _begin(self) -> None:
         self._calls = [env.step for env in self.envs]
         self._autoresets = [functools.partial(self._autoreset, row) for row in range(len(self.envs))]
         self._observations = [None] * len(self.envs)
         self._rewards = [0.0] * len(self.envs)
         self._terminations = [False] * len(self.envs)
         self._truncations = [False] * len(self.envs)
-        first = self.envs[0]
-        return BuildReply(self._spaces(), dict(first.metadata), first.render_mode, [])
 
     def _spaces(self) -> list[SpaceFacts]:
         facts: list[SpaceFacts] = []
@@ -129,11 +154,12 @@ class EnvHost:
         terminations, truncations = self._terminations, self._truncations
         infos: list[tuple[int, dict[str, Any]]] = []
         errors: dict[int, BaseException] = {}
-        row, transition = 0, _PENDING
+        doing, row, transition = self._doing, 0, _PENDING
         turns = zip(range(len(observations)), self._calls, actions, strict=False)  # the parent counted the actions
         while True:
             try:
                 for row, call, action in turns:
+                    doing[0] = row
                     transition = _PENDING
                     transition = call(action)
                     observations[row], rewards[row], terminations[row], truncations[row], info = transition
@@ -143,6 +169,7 @@ class EnvHost:
             except BaseException as exception:  # noqa: BLE001
                 errors[row] = exception if transition is _PENDING else self._wrong_result(row, "step", transition)
                 rewards[row], terminations[row], truncations[row] = 0.0, False, False
+        doing[0] = IDLE
         errors.update(writer.write_outcomes(rewards, terminations, truncations))
         entries: list[tuple[int, dict[str, Any]]] = []
         if self._autoreset_mode is not AutoresetMode.DISABLED and (ended := writer.ended()):
@@ -183,8 +210,19 @@ class EnvHost:
         return observation, 0.0, False, False, info
 
     def _reset(self, row: int, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        if row in self._unbuilt:
+            error = self._unbuilt[row]
+            if error is not _TOLD:
+                self._unbuilt[row] = _TOLD
+                raise error
+            self.envs[row] = self._build(row)
+            del self._unbuilt[row]
         env = self.envs[row]
-        result: Any = env.reset(**arguments)
+        self._doing[0] = doing_code(row, Phase.RESET)
+        try:
+            result: Any = env.reset(**arguments)
+        finally:
+            self._doing[0] = IDLE
         self._calls[row] = env.step
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise self._wrong_result(row, "reset", result)
@@ -299,7 +337,7 @@ class EnvHost:
         """Calls a method of some envs, or gets an attribute, through their wrappers."""
 
         def call(row: int, _position: int) -> Any:
-            found = self.envs[row].get_wrapper_attr(request.name)
+            found = self._env(row, request.name).get_wrapper_attr(request.name)
             return found(*request.args, **request.kwargs) if callable(found) else found
 
         command = "render" if request.name == "render" else f"call({request.name!r})"
@@ -309,7 +347,7 @@ class EnvHost:
         """Sets an attribute of some envs, through their wrappers."""
 
         def set_one(row: int, position: int) -> None:
-            env = self.envs[row]
+            env = self._env(row, "set_attr")
             env.set_wrapper_attr(request.name, request.values[position])
             if self._calls[row] is not self._autoresets[row]:
                 self._calls[row] = env.step  # it may have been `step` that was set
@@ -318,19 +356,32 @@ class EnvHost:
 
     def close(self) -> CallReply:
         """Closes every env, also after one has failed."""
-        reply = self._for_each(None, lambda row, _position: self.envs[row].close(), "close")
+        reply = self._for_each(None, lambda row, _position: self.envs[row].close(), "close", Phase.CLOSE)
         self.envs, self._calls = [], []
         return reply
 
-    def _for_each(self, rows: Sequence[int] | None, function: Callable[[int, int], Any], command: str) -> CallReply:
+    def _env(self, row: int, command: str) -> gym.Env[Any, Any]:
+        if row in self._unbuilt:
+            raise ResetNeeded(command, [self.env_ids[row]], "could not be built anew")
+        return self.envs[row]
+
+    def _for_each(
+        self,
+        rows: Sequence[int] | None,
+        function: Callable[[int, int], Any],
+        command: str,
+        phase: Phase = Phase.CALL,
+    ) -> CallReply:
         results: list[Any] = []
         failures: list[FailureRecord] = []
         for position, row in enumerate(range(len(self.envs)) if rows is None else rows):
+            self._doing[0] = doing_code(row, phase)
             try:
                 results.append(function(row, position))
             except BaseException as exception:  # noqa: BLE001
                 results.append(None)
                 failures.append(self._fail(exception, self.env_ids[row], command))
+        self._doing[0] = IDLE
         return CallReply(results, failures)
 
 

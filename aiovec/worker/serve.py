@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from aiovec.exchange import pickles
+from aiovec.exchange.black_box import open_black_box
 from aiovec.exchange.failures import FailureRecord, capture
 from aiovec.exchange.frames import Frame, FrameKind, FrameReader, pack_frame, pack_header
-from aiovec.exchange.messages import BatchReply, BuildReply, CallReply, CallRequest, ResetRequest
+from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, CallRequest, ResetRequest
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.tally import take_last
@@ -30,27 +31,32 @@ _LOOK_SECONDS = 250e-6  # the parent comes back within 30-100 µs, and the slowe
 _MOST_SKIPPED = 63  # waits without a look after many that did not pay
 
 
-def serve(connection: socket.socket, slab_fd: int, tally_fd: int, look_again: bool) -> None:
+def serve(connection: socket.socket, slab_fd: int, tally_fd: int, black_box_fd: int, look_again: bool) -> None:
     """Serves until the parent says close, or is gone.
 
     Args:
         connection: A blocking stream socket; frames in, frames out.
         slab_fd: The memory, empty until the first `MAP`.
         tally_fd: See `aiovec.exchange.tally`.
+        black_box_fd: See `aiovec.exchange.black_box`.
         look_again: Whether to look for the next request before sleeping.
     """
-    _Server(connection, slab_fd, tally_fd, look_again).run()
+    _Server(connection, slab_fd, tally_fd, black_box_fd, look_again).run()
 
 
 class _Server:
-    def __init__(self, connection: socket.socket, slab_fd: int, tally_fd: int, look_again: bool) -> None:
+    def __init__(
+        self, connection: socket.socket, slab_fd: int, tally_fd: int, black_box_fd: int, look_again: bool
+    ) -> None:
         self._connection = connection
         self._tally_fd = tally_fd
         self._look_again = _LookAgain(connection) if look_again else None
-        self._core = WorkerCore(self._capture, lambda geometry: self._attach(geometry, slab_fd))
+        doing = open_black_box(black_box_fd)
+        self._core = WorkerCore(self._capture, lambda geometry: self._attach(geometry, slab_fd), doing)
         self._reply_area: ReplyArea | None = None
         self._shared = True
         self._closing = False
+        self._traceback_locals = False
         self._handlers: dict[int, Callable[[Frame], bytes | None]] = {
             FrameKind.STEP_TOGETHER: self._step,
             FrameKind.STEP: self._step,
@@ -58,6 +64,7 @@ class _Server:
             FrameKind.CALL: self._call,
             FrameKind.SET_ATTR: self._set_attr,
             FrameKind.BUILD: self._build,
+            FrameKind.REBUILD: self._rebuild,
             FrameKind.MAP: self._map,
             FrameKind.CLOSE: self._close,
         }
@@ -110,7 +117,15 @@ class _Server:
         return CallReply([], failures)
 
     def _build(self, frame: Frame) -> bytes:
-        return pickles.dumps_to_parent(self._core.build(pickles.loads(frame.payload)))
+        return pickles.dumps_to_parent(self._core.build(self._build_request(frame)))
+
+    def _build_request(self, frame: Frame) -> BuildRequest:
+        request: BuildRequest = pickles.loads(frame.payload)
+        self._traceback_locals = request.traceback_locals
+        return request
+
+    def _rebuild(self, frame: Frame) -> None:
+        self._core.rebuild(self._build_request(frame))
 
     def _step(self, frame: Frame) -> bytes | None:
         actions = pickles.loads(frame.payload) if frame.payload else None
@@ -162,7 +177,7 @@ class _Server:
         return slab
 
     def _capture(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
-        return capture(exception, env_index, os.getpid(), command)
+        return capture(exception, env_index, os.getpid(), command, self._traceback_locals)
 
 
 class _LookAgain:

@@ -213,6 +213,20 @@ async def test_everything_of_an_exception_arrives(num_workers: int) -> None:
         assert_names(error, 1, "step", in_parent=num_workers == 0)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+async def test_local_variables_come_where_they_are_wanted(num_workers: int) -> None:
+    """As text, since the values themselves may not travel; off by default."""
+    for traceback_locals in (False, True):
+        vector = AsyncVectorEnv(raisers(3), num_workers=num_workers, traceback_locals=traceback_locals)
+        async with asyncio.timeout(BOUND_SECONDS), vector as envs:
+            await envs.reset()
+            with pytest.raises(ValueError) as caught:
+                await envs.step([0, 1, 0])
+            printed = "".join(traceback.format_exception(caught.value))
+            assert ("    action = 1\n" in printed.replace("np.int64(1)", "1")) is traceback_locals
+            assert ("    self = <sample_envs.Raises object" in printed) is traceback_locals
+
+
 async def test_an_os_error_keeps_its_attributes() -> None:
     """They come from its arguments, and its text from both."""
     async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(faulty("step", os_error), num_workers=2) as envs:

@@ -475,6 +475,98 @@ def test_no_worker_outlives_the_parent(
         assert word not in stderr
 
 
+INTERRUPTED = """
+    import asyncio, sys
+    import numpy as np
+    import aiovec
+    from sample_envs import Counter
+
+    async def evaluate(envs):
+        await envs.reset()
+        observations, *_ = await envs.step([0, 0])
+        print("evaluated", observations[:, 2].tolist(), flush=True)
+
+    async def train(envs):
+        await envs.reset()
+        print("ready", flush=True)
+        try:
+            while True:
+                await envs.step([0, 0])
+        except asyncio.CancelledError:
+            await evaluate(envs)
+            raise
+
+    with asyncio.Runner() as runner:
+        envs = aiovec.AsyncVectorEnv([lambda: Counter(length=10**9)] * 2, num_workers=2)
+        try:
+            runner.run(train(envs))
+        except KeyboardInterrupt:
+            runner.run(evaluate(envs))
+            runner.run(envs.close())
+            if "raise" in sys.argv:
+                raise
+"""
+
+
+@pytest.mark.parametrize("then", ["go on", "raise"])
+def test_after_ctrl_c_the_envs_can_still_be_stepped(then: str, program: Callable[[str], Program]) -> None:
+    """In the task that it cancels, and in the `except` of the caller; at most one traceback, the parent's."""
+    one = program(INTERRUPTED)
+    process = one.start(one.path.name, then, PYTHONPATH=os.pathsep.join([ROOT, str(Path(__file__).parents[1])]))
+    assert process.stdout.readline() == "ready\n", process.communicate()
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=BOUND_SECONDS)
+    one.assert_nothing_left()
+    assert stdout == "evaluated [1.0, 1.0]\n" * 2
+    if then == "raise":
+        assert stderr.rstrip().endswith("KeyboardInterrupt")
+        assert "aiovec-worker" not in stderr
+    else:
+        assert (process.returncode, stderr) == (0, "")
+
+
+SMALL_SHM = """
+    import asyncio, ctypes, os, subprocess
+    import numpy as np
+    import gymnasium as gym
+    import aiovec
+    from sample_envs import Counter
+
+    class Large(Counter):
+        def __init__(self):
+            super().__init__(length=10**9)
+            self.observation_space = gym.spaces.Box(0, 255, (1_000_000,), np.uint8)
+
+        def _observation(self):
+            return np.full(1_000_000, self.steps, np.uint8)
+
+    async def main():
+        async with aiovec.AsyncVectorEnv([Large] * 4, num_workers=2) as envs:
+            await envs.reset()
+            kept = [(await envs.step([0] * 4))[0] for _ in range(8)]
+            print([int(batch.min()) for batch in kept], [int(batch.max()) for batch in kept])
+            print(os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize, os.listdir("/dev/shm"))
+
+    own_mounts = 0x00020000  # CLONE_NEWNS
+    if ctypes.CDLL(None).unshare(own_mounts) == 0:
+        mounted = subprocess.run("mount --make-rprivate / && mount -t tmpfs -o size=1M small /dev/shm", shell=True)
+        if mounted.returncode == 0:
+            asyncio.run(main())
+"""
+
+
+def test_a_small_dev_shm_is_no_limit(program: Callable[[str], Program]) -> None:
+    """A container has 64 MB there, or 1 MB: the slab is not in it."""
+    one = program(SMALL_SHM)
+    path = os.pathsep.join([ROOT, str(Path(__file__).parents[1])])
+    exitcode, stdout, stderr = one.run(one.path.name, PYTHONPATH=path)
+    if exitcode == 0 and not stdout:
+        pytest.skip(f"no mounts of its own for a process here: {stderr}")
+    one.assert_nothing_left()
+    steps = list(range(1, 9))
+    assert (exitcode, stdout, stderr) == (0, f"{steps} {steps}\n{1 << 20} []\n", "")
+
+
 def test_a_child_of_the_parent_does_not_hide_its_end(program: Callable[[str], Program]) -> None:
     """A process that the parent forked holds copies of its ends of all pipes."""
     one = program(
@@ -625,7 +717,6 @@ async def test_a_worker_killed_while_idle(known: bool) -> None:
 @pytest.mark.parametrize(
     ("command", "use"),
     [
-        ("reset", lambda envs: envs.reset()),
         ("_observation", lambda envs: envs.call("_observation")),
         ("render", lambda envs: envs.render(env_ids=[2])),
     ],
@@ -671,6 +762,7 @@ async def test_a_worker_that_ends_in_step(death: str) -> None:
         assert ("the last words" in str(caught.value)) is (death == "exit")
         await envs.reset(env_ids=[2])
         assert await envs.get_attr("steps", env_ids=[2]) == (0,)
+        assert ("fault_envs.py" in caught.value.stack or "ctypes" in caught.value.stack) is (exitcode < 0)
 
 
 async def test_a_worker_that_ends_while_its_envs_are_built() -> None:

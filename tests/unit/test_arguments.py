@@ -32,9 +32,11 @@ def plan(**changed: Any) -> StartPlan:
         "observation_mode": "same",
         "autoreset_mode": AutoresetMode.NEXT_STEP,
         "context": None,
+        "step_timeout": None,
         "start_timeout": 60.0,
         "close_grace": 3.0,
         "max_buffers": 4,
+        "traceback_locals": False,
     }
     return check_plan(**{**arguments, **changed})
 

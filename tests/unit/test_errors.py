@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import pickle
 import signal
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from aiovec.errors import (
     SlabMemoryError,
     SpaceMismatchError,
     WorkerDied,
+    WorkerStartError,
     WrongLoopError,
     failures,
     name_envs,
@@ -97,6 +99,28 @@ ERRORS: dict[
         {"env_ids": (4,), "command": "step", "seconds": 2.5},
         ("env 4 did not end step within 2.5 s",),
     ),
+    "stuck": (
+        lambda: EnvTimeoutError([1], "step", 1, lost_env_ids=[0, 1], pid=9, stack='  File "a.py", line 3 in step'),
+        (TimeoutError,),
+        {"env_ids": (1,), "lost_env_ids": (0, 1), "pid": 9},
+        (
+            "env 1 did not end step within 1 s; the worker (pid 9) was killed.",
+            "`await envs.reset(env_ids=[0, 1])`",
+            'Its Python stack, innermost call first:\n  File "a.py", line 3 in step',
+        ),
+    ),
+    "no descriptors": (
+        lambda: WorkerStartError([0, 1], OSError(errno.EMFILE, "Too many open files")),
+        (RuntimeError,),
+        {"errno": errno.EMFILE},
+        ("no worker for envs 0, 1: Too many open files.", "ulimit -n"),
+    ),
+    "no process": (
+        lambda: WorkerStartError([0], BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
+        (RuntimeError,),
+        {"errno": errno.EAGAIN},
+        ("no worker for env 0: Resource temporarily unavailable.", "ulimit -u"),
+    ),
     "remote": (
         lambda: RemoteError("package.Strange", "it broke", "Traceback …"),
         (),
@@ -114,6 +138,16 @@ ERRORS: dict[
         (),
         {"command": None},
         ("env 0 (pid 1) was killed by SIGKILL (out of memory?) while idle.",),
+    ),
+    "crashed": (
+        lambda: WorkerDied(range(12), 1, -11, "step", "", env_index=4, stack='  File "a.py", line 3 in step'),
+        (),
+        {"env_index": 4, "stack": '  File "a.py", line 3 in step'},
+        (
+            "killed by SIGSEGV during step, inside env 4.",
+            "A reset builds its envs anew: `await envs.reset(env_ids=[0, 1, 2, 3, 4, 5, 6, 7, ...])`, or of all.",
+            'Its Python stack, innermost call first:\n  File "a.py", line 3 in step',
+        ),
     ),
     "unknown signal": (lambda: WorkerDied([0], 1, -250, None, ""), (), {}, ("was killed by signal 250",)),
     "exited": (

@@ -377,3 +377,25 @@ def test_in_process_the_exception_is_the_very_one() -> None:
     error = raised(WithLock("x"))
     assert restore(FailureRecord.of(error, 0, 1, "step")) is error
     assert traceback.extract_tb(error.__traceback__)[-1].name == "raised"
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_local_variables_are_shown_as_text() -> None:
+    """Whatever they are; long ones are cut."""
+
+    def fail() -> None:
+        odd, long = Unshowable(), "x" * 1000
+        raise ValueError(f"{type(odd)} {len(long)}")
+
+    try:
+        fail()
+    except ValueError as caught:
+        record = capture(caught, 3, 42, "step", traceback_locals=True)
+    (_, note) = restore(pickle.loads(pickle.dumps(record))).__notes__
+    assert "    odd = <its __repr__ raised RuntimeError>" in note
+    assert f"    long = '{'x' * 199}..." in note
+    assert f'  File "{__file__}", line ' in note

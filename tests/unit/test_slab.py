@@ -16,7 +16,7 @@ from unit.strategies import fixed_spaces
 
 from aiovec.errors import SlabMemoryError
 from aiovec.exchange.layout import ALIGNMENT, Layout
-from aiovec.exchange.slab import Geometry, Slab, create_slab_file
+from aiovec.exchange.slab import Geometry, Slab, create_memory_file
 from aiovec.pool.pool import split_envs
 
 SMALL = Geometry(6, 3, Layout(spaces.Box(0, 1, (4,))), Layout(spaces.Discrete(3)))
@@ -25,7 +25,7 @@ SMALL = Geometry(6, 3, Layout(spaces.Box(0, 1, (4,))), Layout(spaces.Discrete(3)
 @pytest.fixture
 def slab_fd() -> Iterator[int]:
     """An empty slab file."""
-    fd = create_slab_file()
+    fd = create_memory_file()
     yield fd
     os.close(fd)
 
@@ -126,7 +126,7 @@ def test_the_mapping_lives_as_long_as_an_array(slab_fd: int) -> None:
 
 def test_a_slab_file_is_empty_and_not_inherited() -> None:
     """Workers get it by name of its number; no other child of the parent has it."""
-    fd = create_slab_file()
+    fd = create_memory_file()
     try:
         assert os.fstat(fd).st_size == 0
         assert not os.get_inheritable(fd)

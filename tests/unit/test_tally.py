@@ -51,3 +51,16 @@ def test_close_closes_both_ends() -> None:
     tally.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_after_a_death_it_begins_anew() -> None:
+    """Tokens that a dead worker has left are taken back."""
+    tally = Tally(3)
+    try:
+        tally.begin_step()
+        assert not take_last(tally.worker_fd)
+        tally.begin_anew()
+        tally.begin_step()
+        assert [take_last(tally.worker_fd) for _ in range(3)] == [False, False, True]
+    finally:
+        tally.close()

@@ -1,0 +1,127 @@
+"""What a worker leaves for the case that it dies or hangs: the env it is in, and its Python stack.
+
+A page of shared memory and the file behind it, one for each worker. In the page the worker writes down, before
+it calls an env, which one and what for: one store, some 30 ns. Behind the page `faulthandler` writes the Python
+stack: by itself when the process crashes, and on SIGUSR1 when the parent asks, also while an env is stuck in C
+and holds the GIL.
+"""
+
+from __future__ import annotations
+
+import enum
+import faulthandler
+import mmap
+import os
+import signal
+from typing import NamedTuple
+
+from aiovec.exchange.slab import create_memory_file, map_memory
+
+__all__ = ["IDLE", "BlackBox", "Doing", "Phase", "doing_code", "open_black_box", "readable_stack"]
+
+_PAGE_NBYTES = mmap.PAGESIZE
+_STACK_NBYTES = 1 << 16
+IDLE = -1
+_ROWS = 1 << 32
+
+
+class Phase(enum.IntEnum):
+    """What an env is asked for."""
+
+    STEP = 0
+    RESET = 1
+    BUILD = 2
+    CALL = 3
+    CLOSE = 4
+
+
+def doing_code(row: int, phase: Phase) -> int:
+    """What the page holds during a call of an env; for `STEP` it is the row itself."""
+    return row + _ROWS * phase
+
+
+class Doing(NamedTuple):
+    """The call of an env that a worker is in.
+
+    Attributes:
+        row: Which of the worker's envs.
+        phase: What it is asked for.
+    """
+
+    row: int
+    phase: Phase
+
+
+class BlackBox:
+    """The parent's side; the owner of the file.
+
+    Attributes:
+        fd: To be inherited by the worker.
+    """
+
+    def __init__(self) -> None:
+        self.fd: int = create_memory_file("aiovec-black-box")
+        try:
+            os.ftruncate(self.fd, _PAGE_NBYTES)
+            os.lseek(self.fd, 0, os.SEEK_END)  # where the worker's copy of the descriptor goes on writing
+            self._page = memoryview(map_memory(self.fd, _PAGE_NBYTES)).cast("q")
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._page[0] = IDLE
+
+    def __repr__(self) -> str:
+        return f"<BlackBox doing={self.doing}>"
+
+    @property
+    def doing(self) -> Doing | None:
+        """The env's call that the worker is in at this moment, or was in when it ended."""
+        code = self._page[0]
+        return None if code == IDLE else Doing(code % _ROWS, Phase(code // _ROWS))
+
+    @property
+    def stack_nbytes(self) -> int:
+        """How much `faulthandler` has written so far."""
+        return os.fstat(self.fd).st_size - _PAGE_NBYTES
+
+    @property
+    def stack(self) -> str:
+        """The last Python stack, innermost call first; empty if none was written."""
+        return readable_stack(os.pread(self.fd, _STACK_NBYTES, _PAGE_NBYTES).decode(errors="replace"))
+
+    def close(self) -> None:
+        """Closes the file and its mapping."""
+        self._page.release()
+        os.close(self.fd)
+
+
+def open_black_box(fd: int) -> memoryview:
+    """The worker's side: has `faulthandler` write into the file.
+
+    Returns:
+        One integer: `IDLE`, or the `doing_code` of the env's call that comes next.
+    """
+    os.set_inheritable(fd, False)
+    faulthandler.enable(fd)
+    faulthandler.register(signal.SIGUSR1, fd)
+    return memoryview(map_memory(fd, _PAGE_NBYTES)).cast("q")
+
+
+def readable_stack(written: str) -> str:
+    """What `faulthandler` wrote, without the frames below an env and the threads that run none."""
+    titles: list[str] = []
+    threads: list[tuple[str, list[str]]] = []
+    for block in written.split("\n\n"):
+        lines = [line for line in block.splitlines() if not line.startswith("Extension modules:")]
+        frames = [line for line in lines if line.startswith("  File ")]
+        ours = next((index for index, line in enumerate(frames) if _is_ours(line)), len(frames))
+        if not frames:
+            titles += lines[:1]  # "Fatal Python error: Segmentation fault"
+        elif ours:
+            threads.append((next((line for line in lines if not line.startswith("  ")), ""), frames[:ours]))
+    headings = len(threads) > 1
+    return "\n".join([*titles, *("\n".join([heading] * headings + frames) for heading, frames in threads)])
+
+
+def _is_ours(frame: str) -> bool:
+    return "/aiovec/worker/" in frame or "/aiovec/exchange/" in frame

@@ -1,0 +1,147 @@
+"""Looks for envs that are stuck, and ends their worker, with its Python stack of that moment.
+
+What counts is one env's own call, inside the worker: else 2 000 envs in a frame would time out, and none is
+stuck. Workers write down which env they are in (`exchange.black_box`); here it is looked at from time to time. So
+the worker needs no clock, and an env that is found in the same call for the whole limit has really been there that
+long, however late the loop itself is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+from aiovec.errors import EnvTimeoutError
+from aiovec.exchange.black_box import Doing, Phase
+from aiovec.pool.local import Worker
+from aiovec.pool.pending_call import PendingCall
+
+__all__ = ["Sightings", "Watch", "end_stuck"]
+
+_LOOKS_PER_LIMIT = 5
+_LONGEST_INTERVAL_SECONDS = 1.0
+_STACK_SECONDS = 0.5  # faulthandler takes some ms; a process that does not even get there has none
+_STACK_INTERVAL_SECONDS = 0.01
+
+
+class Sightings:
+    """Since when each worker was seen in the same call of the same env; a pure function of what it is told.
+
+    Args:
+        limit: Seconds.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._seen: dict[int, tuple[tuple[int, Doing], float]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Sightings of {sorted(self._seen)}>"
+
+    def see(self, index: int, seq: int | None, doing: Doing | None, now: float) -> bool:
+        """Whether this worker is stuck: to be told once.
+
+        Args:
+            index: The worker.
+            seq: The call that it serves, if any.
+            doing: The env that it is in, if any.
+            now: Seconds.
+        """
+        if seq is None or doing is None or doing.phase is Phase.BUILD:  # a start has a limit of its own
+            self._seen.pop(index, None)
+            return False
+        sight = (seq, doing)
+        known, since = self._seen.get(index, (None, now))
+        if known != sight:
+            self._seen[index] = (sight, now)
+            return False
+        if now - since < self._limit:
+            return False
+        self._seen[index] = (sight, float("inf"))
+        return True
+
+
+class Watch:
+    """Looks while calls are pending.
+
+    Args:
+        loop: Where.
+        limit: Seconds that one env's call may take.
+        stuck: Called with the worker's index, what it is doing, and the limit.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limit: float, stuck: Callable[[int, Doing, float], None]
+    ) -> None:
+        self._loop = loop
+        self._limit = limit
+        self._interval = min(limit / _LOOKS_PER_LIMIT, _LONGEST_INTERVAL_SECONDS)
+        self._stuck = stuck
+        self._sightings = Sightings(limit)
+        self._next: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Watch limit={self._limit} looking={self._next is not None}>"
+
+    def begin(self, workers: Sequence[Worker], calls: Mapping[int, PendingCall]) -> None:
+        """A call is pending."""
+        if self._next is None:
+            self._next = self._loop.call_later(self._interval, self._look, workers, calls)
+
+    def end(self) -> None:
+        """Looks no more."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def _look(self, workers: Sequence[Worker], calls: Mapping[int, PendingCall]) -> None:
+        self._next = None
+        now = self._loop.time()
+        for worker in workers:
+            serving = min((seq for seq, call in calls.items() if worker.index in call.missing), default=None)
+            doing = worker.doing if worker.alive else None
+            if self._sightings.see(worker.index, serving, doing, now) and doing is not None:
+                self._stuck(worker.index, doing, self._limit)
+        if calls:
+            self.begin(workers, calls)
+
+
+def end_stuck(
+    loop: asyncio.AbstractEventLoop,
+    worker: Worker,
+    doing: Doing | None,
+    late: Sequence[int],
+    command: str,
+    seconds: float,
+) -> None:
+    """Kills a worker as soon as it has written down its stack.
+
+    From here on it counts as dead, whatever it still answers: the signal that asks for the stack may end the very
+    `sleep` or `recv` in C that it is stuck in.
+
+    Args:
+        loop: The running loop.
+        worker: Whose.
+        doing: What it is stuck in; `None` if it is in no env, but has not started either.
+        late: The envs that are named.
+        command: What they do not end.
+        seconds: The limit that has passed.
+    """
+    deadline = loop.time() + _STACK_SECONDS
+    worker.is_condemned = True
+
+    def kill_when_written(written: int) -> None:
+        if not worker.alive:  # closed, or it has ended by itself
+            return
+        now = worker.stack_nbytes
+        if doing is None or (now > 0 and now == written) or loop.time() > deadline:
+            stack = worker.stack
+            worker.kill_as(
+                EnvTimeoutError(late, command, seconds, lost_env_ids=worker.env_ids, pid=worker.pid, stack=stack)
+            )
+        else:
+            loop.call_later(_STACK_INTERVAL_SECONDS, kill_when_written, now)
+
+    if doing is not None:  # before its first env it may not have set up faulthandler: SIGUSR1 would just end it
+        worker.ask_stack()
+    kill_when_written(0)

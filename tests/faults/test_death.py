@@ -1,0 +1,329 @@
+"""Workers that end by themselves, or get stuck: in every moment, and what is true afterwards.
+
+The table: how a worker ends × in what it ends × how many workers there are, each on both event loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fault_envs import (
+    BOUND_SECONDS,
+    FailsWhile,
+    Mortal,
+    end_inside_a_frame,
+    end_with_a_child_that_holds_the_socket,
+    end_with_sigkill,
+    exit_with_3,
+    hang_in_c,
+    hang_in_python,
+    is_running,
+    segfault,
+    stop,
+    turns,
+)
+
+from aiovec import (
+    AlreadyPendingCallError,
+    AsyncVectorEnv,
+    ClosedEnvironmentError,
+    EnvTimeoutError,
+    ResetNeeded,
+    WorkerDied,
+    WorkerStartError,
+    failures,
+)
+
+STEP_TIMEOUT = 0.3
+
+DEATHS: dict[str, tuple[Callable[[], object], int]] = {
+    "SIGKILL": (end_with_sigkill, -signal.SIGKILL),
+    "exit": (exit_with_3, 3),
+    "segfault": (segfault, -signal.SIGSEGV),
+    "inside a frame": (end_inside_a_frame, 3),
+    "a child holds the socket": (end_with_a_child_that_holds_the_socket, 3),
+}
+STUCK: dict[str, Callable[[], object]] = {"python": hang_in_python, "C": hang_in_c, "stopped": stop}
+
+CALLS: dict[str, Callable[[AsyncVectorEnv, list[int]], Any]] = {
+    "reset": lambda envs, _actions: envs.reset(options={"die": True}),
+    "step": lambda envs, actions: envs.step(actions),
+    "render": lambda envs, _actions: envs.render(),
+    "work": lambda envs, _actions: envs.call("work"),
+}
+
+NUM_ENVS = 4
+MORTAL = 2  # the env that ends its worker
+
+
+def vector(ending: Callable[[], object], at: str, num_workers: int, **options: Any) -> AsyncVectorEnv:
+    """Four envs, one of which may end its worker."""
+    env_fns = [
+        functools.partial(Mortal, ending, at if index == MORTAL else "never", offset=index) for index in range(NUM_ENVS)
+    ]
+    return AsyncVectorEnv(env_fns, num_workers=num_workers, **options)
+
+
+def mortal_worker(envs: AsyncVectorEnv) -> Any:
+    """The one that ends."""
+    return next(worker for worker in envs._started.pool.workers if MORTAL in worker.env_ids)  # type: ignore[union-attr]
+
+
+async def check_afterwards(envs: AsyncVectorEnv, lost: tuple[int, ...]) -> None:
+    """The lost envs ask for a reset, the others have lost nothing; after a reset all is as ever."""
+    others = [index for index in range(NUM_ENVS) if index not in lost]
+    if others:
+        assert await envs.get_attr("offset", env_ids=others) == tuple(others)
+    with pytest.raises((ResetNeeded, AlreadyPendingCallError)) as refused:  # what the others did is owed, or was taken
+        await envs.step([0] * NUM_ENVS)
+    if isinstance(refused.value, ResetNeeded):
+        assert refused.value.env_ids == lost
+    observations, _ = await envs.reset(env_ids=lost)
+    np.testing.assert_array_equal(observations, np.array([[index, 1, 0] for index in lost], np.float32))
+    await envs.reset()
+    for step in range(1, 4):
+        observations, rewards, *_, infos = await envs.step([0] * NUM_ENVS)
+        np.testing.assert_array_equal(observations[:, 2], [step] * NUM_ENVS)
+        np.testing.assert_array_equal(rewards, [step] * NUM_ENVS)
+        np.testing.assert_array_equal(infos["steps"], [step] * NUM_ENVS)
+    assert await envs.get_attr("steps") == (3,) * NUM_ENVS
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("moment", CALLS)
+@pytest.mark.parametrize("death", DEATHS)
+async def test_a_worker_that_ends(death: str, moment: str, num_workers: int) -> None:
+    """The awaiting task has the whole story at once; a reset builds the lost envs anew."""
+    ending, exitcode = DEATHS[death]
+    async with asyncio.timeout(BOUND_SECONDS), vector(ending, moment, num_workers) as envs:
+        await envs.reset()
+        worker = mortal_worker(envs)
+        lost = tuple(worker.env_ids)
+        with pytest.raises(WorkerDied) as caught:
+            await CALLS[moment](envs, [1] * NUM_ENVS)
+        error = caught.value
+        assert (error.env_ids, error.env_index, error.pid, error.exitcode) == (lost, MORTAL, worker.pid, exitcode)
+        assert error.command == moment
+        assert [failure.env_index for failure in failures(error)] == list(lost)
+        assert (f"inside env {MORTAL}" in str(error)) is (len(lost) > 1)
+        assert ("fault_envs.py" in error.stack) is (death == "segfault")
+        assert not is_running(worker.pid)
+        await check_afterwards(envs, lost)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("moment", CALLS)
+@pytest.mark.parametrize("stuck", STUCK)
+async def test_a_stuck_env(stuck: str, moment: str, num_workers: int) -> None:
+    """It is named, with the worker's stack of that moment; its worker is ended, the others go on."""
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        vector(STUCK[stuck], moment, num_workers, step_timeout=STEP_TIMEOUT) as envs,
+    ):
+        await envs.reset()
+        worker = mortal_worker(envs)
+        lost = tuple(worker.env_ids)
+        with pytest.raises(EnvTimeoutError, match=f"env {MORTAL} did not end .* within 0.3 s") as caught:
+            await CALLS[moment](envs, [1] * NUM_ENVS)
+        error = caught.value
+        assert (error.env_ids, error.lost_env_ids, error.pid) == ((MORTAL,), lost, worker.pid)
+        assert error.seconds == STEP_TIMEOUT
+        assert error.command == (moment if moment in ("step", "reset") else "call")
+        assert [failure.env_index for failure in failures(error)] == list(lost)
+        assert "fault_envs.py" in error.stack
+        assert "fault_envs.py" in str(error)
+        assert "aiovec/worker" not in error.stack
+        assert not is_running(worker.pid)
+        await check_afterwards(envs, lost)
+
+
+@pytest.mark.parametrize("ending", [*DEATHS, *STUCK])
+async def test_close_ends_with_a_worker_that_does_not(ending: str) -> None:
+    """Its end was asked for: nothing to raise, and `close_grace` bounds the rest."""
+    end = DEATHS[ending][0] if ending in DEATHS else STUCK[ending]
+    envs = await vector(end, "close", 2, close_grace=0.3)
+    async with asyncio.timeout(BOUND_SECONDS):
+        await envs.close()
+    assert envs.closed
+
+
+@pytest.mark.parametrize("ending", [*DEATHS, *STUCK])
+async def test_the_start_of_a_worker_that_ends(ending: str) -> None:
+    """Nothing is left of the start; what is stuck is told with its stack."""
+    end = DEATHS[ending][0] if ending in DEATHS else STUCK[ending]
+    env_fns = [functools.partial(Mortal, end, "init" if index == 1 else "never", offset=index) for index in range(2)]
+    envs = AsyncVectorEnv(env_fns, num_workers=2, start_timeout=BOUND_SECONDS if ending in DEATHS else 1)
+    async with asyncio.timeout(BOUND_SECONDS):
+        if ending in DEATHS:
+            with pytest.raises(WorkerDied, match="during build") as died:
+                await envs
+            assert died.value.env_ids == (1,)
+            assert died.value.exitcode == DEATHS[ending][1]
+            assert "reset" not in str(died.value)
+        else:
+            with pytest.raises(EnvTimeoutError, match="env 1 did not end build within 1 s") as late:
+                await envs
+            assert "fault_envs.py" in late.value.stack
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("abandoned", [False, True], ids=["idle", "owed"])
+async def test_a_worker_that_ends_while_nobody_waits(abandoned: bool, num_workers: int) -> None:
+    """The next step says it, once; a reset does not need to."""
+    async with asyncio.timeout(BOUND_SECONDS), vector(stop, "step", num_workers) as envs:
+        for told in (True, False):
+            await envs.reset()
+            worker = mortal_worker(envs)
+            if abandoned:
+                step = asyncio.create_task(envs.step([1] * NUM_ENVS))
+                await turns()
+                step.cancel()
+                await asyncio.wait([step])
+            os.kill(worker.pid, signal.SIGKILL)
+            await worker.ended.wait()
+            if told:
+                with pytest.raises(WorkerDied, match="was killed by SIGKILL"):
+                    await envs.step([0] * NUM_ENVS)
+                await check_afterwards(envs, tuple(worker.env_ids))
+            else:
+                await envs.reset()
+                await envs.step([0] * NUM_ENVS)
+
+
+# ---- the worker that takes the place of one that died
+
+
+async def killed(envs: AsyncVectorEnv) -> None:
+    """After the worker of the last two envs was killed, and that was told."""
+    worker = mortal_worker(envs)
+    os.kill(worker.pid, signal.SIGKILL)
+    await worker.ended.wait()
+    with pytest.raises(WorkerDied):
+        await envs.get_attr("steps", env_ids=[MORTAL])
+
+
+@pytest.mark.parametrize("context", [None, "fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("shared_memory", [True, False])
+async def test_a_reset_starts_another_worker(shared_memory: bool, context: Any) -> None:
+    """As often as it takes; only the envs that are meant are reset, and the others of the new worker ask for it."""
+    options = {"context": context, "shared_memory": shared_memory}
+    async with asyncio.timeout(2 * BOUND_SECONDS), vector(stop, "never", 2, **options) as envs:
+        await envs.reset()
+        for _ in range(3):
+            await killed(envs)
+            observations, _ = await envs.reset(env_ids=[3])
+            np.testing.assert_array_equal(observations, np.array([[3, 1, 0]], np.float32))
+            with pytest.raises((ResetNeeded, WorkerDied)):
+                await envs.step([0] * NUM_ENVS)
+            with pytest.raises(ResetNeeded, match="env 2 must be reset, after the death of its worker"):
+                await envs.step([0] * NUM_ENVS)
+            await envs.reset(env_ids=[2])
+            observations, *_ = await envs.step([0] * NUM_ENVS)
+            np.testing.assert_array_equal(observations[2:, 2], [1, 1])
+
+
+async def test_an_env_that_cannot_be_built_anew(tmp_path: Path) -> None:
+    """It raises what it raised, also in the next reset; its neighbour goes on."""
+    flag = tmp_path / "broken"
+    env_fns = [functools.partial(FailsWhile, str(flag) if index == 3 else "/none", index) for index in range(NUM_ENVS)]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=2) as envs:
+        await envs.reset()
+        flag.touch()
+        await killed(envs)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="exists") as caught:
+                await envs.reset()
+            assert [(failure.env_index, failure.command) for failure in failures(caught.value)] == [(3, "reset")]
+            assert await envs.get_attr("steps", env_ids=[2]) == (0,)
+            with pytest.raises(ResetNeeded, match="could not be built anew"):
+                await envs.get_attr("steps", env_ids=[3])
+            with pytest.raises(ResetNeeded, match="failed in reset"):
+                await envs.step([0] * NUM_ENVS)
+        flag.unlink()
+        await envs.reset()
+        await envs.step([0] * NUM_ENVS)
+
+
+@pytest.mark.parametrize("ending", ["SIGKILL", "C"])
+async def test_a_new_worker_that_ends_too(ending: str, tmp_path: Path) -> None:
+    """The reset says so, and the next one tries again."""
+    armed = tmp_path / "armed"
+    end = DEATHS[ending][0] if ending in DEATHS else STUCK[ending]
+    env_fns = [functools.partial(Mortal, end, "init", index, str(armed)) for index in range(NUM_ENVS)]
+    start_timeout = BOUND_SECONDS if ending in DEATHS else 1
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        AsyncVectorEnv(env_fns, num_workers=2, start_timeout=start_timeout) as envs,
+    ):
+        await envs.reset()
+        armed.touch()
+        await killed(envs)
+        for _ in range(2):
+            with pytest.raises((WorkerDied, EnvTimeoutError)) as caught:
+                await envs.reset(env_ids=[2, 3])
+            if isinstance(caught.value, EnvTimeoutError):
+                assert (caught.value.env_ids, caught.value.command) == ((2,), "build")
+                assert "fault_envs.py" in caught.value.stack
+            else:
+                assert (caught.value.env_ids, caught.value.command) == ((2, 3), "reset")
+        armed.unlink()
+        await envs.reset()
+        await envs.step([0] * NUM_ENVS)
+
+
+async def test_a_cancelled_reset_that_starts_a_worker() -> None:
+    """What was begun goes on; the next reset finds the new worker."""
+    async with asyncio.timeout(BOUND_SECONDS), vector(stop, "never", 2) as envs:
+        await envs.reset()
+        await killed(envs)
+        reset = asyncio.create_task(envs.reset())
+        await turns(3)
+        reset.cancel()
+        await asyncio.wait([reset])
+        assert reset.cancelled()
+        pid = mortal_worker(envs).pid
+        with pytest.raises(AlreadyPendingCallError, match="is still owed"):
+            await envs.step([0] * NUM_ENVS)
+        observations, _ = await envs.reset()
+        assert mortal_worker(envs).pid == pid
+        np.testing.assert_array_equal(observations[:, 1], [3, 3, 2, 2])
+
+
+async def test_close_while_a_worker_is_replaced() -> None:
+    """The new worker is ended, too."""
+    async with asyncio.timeout(BOUND_SECONDS), vector(stop, "never", 2) as envs:
+        await envs.reset()
+        await killed(envs)
+        reset = asyncio.create_task(envs.reset())
+        await turns(3)
+        worker = mortal_worker(envs)
+        await envs.close()
+        assert not is_running(worker.pid)
+        await asyncio.wait([reset])
+        assert isinstance(reset.exception(), (ClosedEnvironmentError, type(None)))  # it may have ended in time
+
+
+async def test_no_worker_for_lack_of_descriptors() -> None:
+    """A clear error, with nothing changed: later there may be some."""
+    async with asyncio.timeout(BOUND_SECONDS), vector(stop, "never", 2) as envs:
+        await envs.reset()
+        await killed(envs)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(WorkerStartError, match="no worker for envs 2, 3: Too many open files.*ulimit -n"):
+                await envs.reset()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert await envs.get_attr("steps", env_ids=[0, 1]) == (0, 0)
+        await envs.reset()
+        await envs.step([0] * NUM_ENVS)

@@ -1,0 +1,102 @@
+"""When a worker counts as stuck, and what is shown of its stack: pure."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiovec.exchange.black_box import IDLE, BlackBox, Doing, Phase, doing_code, readable_stack
+from aiovec.pool.watch import Sightings
+
+IN_STEP = Doing(3, Phase.STEP)
+WORKER = 0
+
+
+def test_who_is_seen_in_one_call_for_the_whole_limit_is_stuck() -> None:
+    """Told once; not before the limit has passed since it was first seen."""
+    sightings = Sightings(1.0)
+    assert not sightings.see(WORKER, 7, IN_STEP, 10.0)
+    assert not sightings.see(WORKER, 7, IN_STEP, 10.9)
+    assert sightings.see(WORKER, 7, IN_STEP, 11.0)
+    assert not sightings.see(WORKER, 7, IN_STEP, 15.0)
+
+
+@pytest.mark.parametrize(
+    ("seq", "doing"),
+    [
+        (8, IN_STEP),  # the same env, in the next step
+        (7, Doing(4, Phase.STEP)),
+        (7, Doing(3, Phase.RESET)),  # an autoreset
+        (7, None),
+        (None, IN_STEP),
+        (7, Doing(3, Phase.BUILD)),
+    ],
+)
+def test_any_progress_begins_the_time_anew(seq: int | None, doing: Doing | None) -> None:
+    """Two thousand envs may take as long as they like together."""
+    sightings = Sightings(1.0)
+    sightings.see(WORKER, 7, IN_STEP, 10.0)
+    assert not sightings.see(WORKER, seq, doing, 11.5)
+    assert not sightings.see(WORKER, seq, doing, 12.4)
+    assert not sightings.see(WORKER, 7, IN_STEP, 12.4)
+    assert not sightings.see(WORKER, 7, IN_STEP, 13.3)
+    assert sightings.see(WORKER, 7, IN_STEP, 13.5)
+
+
+def test_workers_are_seen_each_for_itself() -> None:
+    """One that goes on does not excuse another."""
+    sightings = Sightings(1.0)
+    for worker in range(2):
+        sightings.see(worker, 7, IN_STEP, 0.0)
+    assert not sightings.see(0, 8, IN_STEP, 1.0)
+    assert sightings.see(1, 7, IN_STEP, 1.0)
+
+
+# ---- the black box
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("row", [0, 1, 4095])
+def test_what_a_worker_writes_down_is_read(row: int, phase: Phase) -> None:
+    """And for a step it is the row itself, since that is one store on the step path."""
+    assert doing_code(row, Phase.STEP) == row
+    box = BlackBox()
+    try:
+        assert box.doing is None
+        box._page[0] = doing_code(row, phase)
+        assert box.doing == Doing(row, phase)
+        box._page[0] = IDLE
+        assert box.doing is None
+        assert (box.stack, box.stack_nbytes) == ("", 0)
+    finally:
+        box.close()
+
+
+def test_a_stack_shows_the_env_and_nothing_of_ours() -> None:
+    """Threads that run no env are left out, too."""
+    written = """\
+Fatal Python error: Segmentation fault
+
+Thread 0x00007f01 (most recent call first):
+  File "/x/aiovec/worker/lifeline.py", line 46 in _readable
+  File "/lib/threading.py", line 982 in run
+
+Current thread 0x00007f02 (most recent call first):
+  File "/home/user/env.py", line 12 in push
+  File "/home/user/env.py", line 5 in step
+  File "/x/aiovec/worker/host.py", line 170 in step
+  File "/x/aiovec/worker/serve.py", line 80 in run
+
+Extension modules: numpy.core._multiarray_umath (total: 1)
+"""
+    assert readable_stack(written) == (
+        "Fatal Python error: Segmentation fault\n"
+        '  File "/home/user/env.py", line 12 in push\n'
+        '  File "/home/user/env.py", line 5 in step'
+    )
+
+
+def test_several_threads_of_an_env_keep_their_headings() -> None:
+    """Whose is what."""
+    written = 'Thread 0x01 (most recent call first):\n  File "a.py", line 1 in f\n\n' * 2
+    assert readable_stack(written).count("Thread 0x01") == 2
+    assert readable_stack("") == ""
