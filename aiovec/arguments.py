@@ -33,6 +33,8 @@ def check_plan(
     close_grace: float,
     max_buffers: int,
     traceback_locals: bool,
+    on_failure: str,
+    max_restarts: int,
 ) -> StartPlan:
     """The arguments of `AsyncVectorEnv`, checked and completed."""
     try:
@@ -74,6 +76,10 @@ def check_plan(
             raise ValueError(f"{name}={seconds!r}: expected a number of seconds above 0")
     if not _is_int(max_buffers) or max_buffers < 1:
         raise ValueError(f"max_buffers={max_buffers!r}: expected a number of buffers from 1")
+    if on_failure not in ("raise", "restart"):
+        raise ValueError(f"on_failure={on_failure!r}: expected 'raise' or 'restart'")
+    if not _is_int(max_restarts) or max_restarts < 1:
+        raise ValueError(f"max_restarts={max_restarts!r}: expected a number of attempts from 1")
     if num_workers is None:
         num_workers = usable_cpus()
     if num_workers == 0 and step_timeout is not None:
@@ -93,6 +99,8 @@ def check_plan(
         step_timeout,
         max_buffers,
         traceback_locals,
+        on_failure,
+        int(max_restarts),
     )
 
 

@@ -12,6 +12,7 @@
     ├── SlabMemoryError             no memory for the shared slab      (MemoryError)
     ├── EnvTimeoutError             envs that did not answer in time   (TimeoutError)
     ├── WorkerStartError            the system gave no worker process  (RuntimeError)
+    ├── CrashLoopError              an env that fails however often it is built anew
     ├── RemoteError                 an env's exception that could not travel as itself
     └── WorkerDied                  a worker process ended by itself
 
@@ -33,6 +34,7 @@ __all__ = [
     "AiovecError",
     "AlreadyPendingCallError",
     "ClosedEnvironmentError",
+    "CrashLoopError",
     "EnvTimeoutError",
     "Failure",
     "InvalidActionsError",
@@ -259,6 +261,36 @@ class EnvTimeoutError(AiovecError, TimeoutError):
         return _rebuild(type(self), self.args, self.__dict__)
 
 
+class CrashLoopError(AiovecError):
+    """Some envs failed again and again, although they were built anew each time (`on_failure="restart"`).
+
+    Its `__cause__` is the last failure.
+
+    Attributes:
+        env_ids: The envs; those that ended together with one worker share the error.
+        exceptions: Their failures without a successful step in between, the first one first.
+    """
+
+    def __init__(self, env_ids: Sequence[int], max_restarts: int, exceptions: Sequence[Exception]) -> None:
+        self.env_ids: tuple[int, ...] = tuple(env_ids)
+        self.exceptions: tuple[Exception, ...] = tuple(exceptions)
+        story = "".join(
+            f"\n  {number}. {type(exception).__name__}: {_first_line(exception)}"
+            for number, exception in enumerate(exceptions, 1)
+        )
+        super().__init__(
+            f"{name_envs(env_ids)} failed {len(exceptions)} times without a successful step in between "
+            f"(max_restarts={max_restarts}). {_how_to_rebuild(env_ids)}{story}"
+        )
+
+
+def _first_line(exception: Exception) -> str:
+    try:
+        return str(exception).partition("\n")[0]
+    except Exception as error:  # noqa: BLE001  the user's own __str__
+        return f"<its __str__ raised {type(error).__name__}>"
+
+
 class RemoteError(AiovecError):
     """Stands for an exception of an env that cannot be raised as itself.
 
@@ -390,6 +422,10 @@ def failures(exception: BaseException) -> list[Failure]:
     if isinstance(exception, (WorkerDied, EnvTimeoutError)):
         lost = exception.env_ids if isinstance(exception, WorkerDied) else exception.lost_env_ids or exception.env_ids
         return [Failure(index, exception.pid, exception.command or "nothing", exception) for index in lost]
+    if isinstance(exception, CrashLoopError):
+        last = failures(exception.exceptions[-1])
+        command, pid = (last[0].command, last[0].pid) if last else ("build", None)
+        return [Failure(index, pid, command, exception) for index in exception.env_ids]
     if isinstance(exception, BaseExceptionGroup):
         return [failure for member in exception.exceptions for failure in failures(member)]
     return []

@@ -23,6 +23,7 @@ from aiovec.exchange.failures import as_one_exception
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import BatchReply, CallReply, CallRequest, ResetRequest, SetAttrRequest
 from aiovec.exchange.slab import Buffer
+from aiovec.failed_rows import FailedRows, merged, rows_of
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.pool import Pool
 from aiovec.pool.ring import HOME, Ring
@@ -67,6 +68,14 @@ class AsyncVectorEnv:
         max_buffers: How many batches of large observations the shared memory holds; when all are lent,
             further ones are copied.
         traceback_locals: Whether an env's exception bears, as a note, the local variables of its frames as text.
+        on_failure: ``"raise"``: what fails is raised. ``"restart"``: an env whose `step` or `reset` raises, whose
+            worker dies or which is stuck, is built anew from its `env_fn`, and its transition says so: reward NaN,
+            truncated, `infos["failure"]` the exception, `infos["generation"]` how often it was built anew. The row
+            bears the last valid observation and the next one is the reset of the new env; under SAME_STEP the
+            row waits for that, and `final_obs` is the last observation. It is not seeded, and has no attributes
+            that were set. Results of `call` cannot be replaced: there a failure is raised.
+        max_restarts: How many failures of an env without a successful step between them are borne; one more
+            raises `CrashLoopError`. Attempts after the first wait 0.1 s, and twice as long each time.
 
     Raises:
         ValueError: An argument is out of its range; the message names it.
@@ -90,6 +99,8 @@ class AsyncVectorEnv:
         close_grace: float = 3,
         max_buffers: int = 4,
         traceback_locals: bool = False,
+        on_failure: Literal["raise", "restart"] = "raise",
+        max_restarts: int = 3,
     ) -> None:
         self._closed = False
         self._started: Started | None = None
@@ -109,6 +120,8 @@ class AsyncVectorEnv:
             close_grace,
             max_buffers,
             traceback_locals,
+            on_failure,
+            max_restarts,
         )
         self._close_grace = close_grace
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -231,6 +244,10 @@ class AsyncVectorEnv:
         if pool.shared:
             self._actions.map(pool.slab.action_arrays())
         self._ring: Ring = pool.ring
+        self._failed_rows = None
+        if pool.mending is not None:
+            mode = self._plan.autoreset_mode
+            self._failed_rows = FailedRows(self._layout, self._num_envs, mode, pool.mending.restarts)
         self._buffers: list[Buffer] = [pool.slab.buffer(index) for index in range(geometry.num_buffers)]
         self._started = started
 
@@ -378,11 +395,19 @@ class AsyncVectorEnv:
         pool.states.begin_reset(seq, "reset", target.reset_ids)
         pool.drop_unowed()
         buffer = HOME if env_ids is not None else self._ring.take()
-        call = pool.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, workers=asked)
+        by_worker = {index: request for index, request in enumerate(requests) if request is not None}
+        call = pool.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, workers=asked, resets=by_worker)
         replies: list[BatchReply | None] = await pool.answered(call)
+        if call.failures and self._failed_rows is not None:
+            return self._mended_reset(self._failed_rows, pool, call, replies, target.env_ids, env_ids is not None)
         if not pool.shared:
             self._receive(pool, asked, replies, self._buffers[buffer], target.env_ids)
         self._settle(pool, call, replies)
+        if self._failed_rows is not None:
+            dynamic = (
+                self._dynamic(replies) if env_ids is None else self._dynamic_rows(target.env_ids, pool, asked, replies)
+            )
+            self._failed_rows.keep(None if env_ids is None else target.env_ids, self._buffers[buffer], dynamic)
         if env_ids is None:
             return self._observations(call, replies), self._infos(pool, replies)
         return self._rows(target.env_ids, pool, asked, replies)
@@ -426,6 +451,8 @@ class AsyncVectorEnv:
         call = pool.post_step(prepared, seq, self._ring.take())
         replies: list[BatchReply | None] = await pool.answered(call)
         buffer = self._buffers[call.buffer]
+        if call.failures and self._failed_rows is not None:
+            return self._mended_step(self._failed_rows, pool, call, replies, buffer)
         if not pool.shared:
             self._receive(pool, range(len(pool.workers)), replies, buffer, range(self._num_envs))
         rewards, terminations, truncations = (
@@ -434,6 +461,9 @@ class AsyncVectorEnv:
             buffer.truncations.copy(),
         )
         self._settle(pool, call, replies, terminations | truncations if self._waits_for_reset else None)
+        if self._failed_rows is not None:
+            self._failed_rows.keep(None, buffer, self._dynamic(replies))
+            self._failed_rows.restarts.stepped(frozenset())
         return self._observations(call, replies), rewards, terminations, truncations, self._infos(pool, replies)
 
     def _settle(
@@ -454,6 +484,64 @@ class AsyncVectorEnv:
         if records:
             self._ring.give_back(call.buffer)
             raise as_one_exception(call.command, records)
+
+    # ---- batches in which some failed
+
+    def _mended_step(
+        self,
+        failed_rows: FailedRows,
+        pool: Pool,
+        call: PendingCall,
+        replies: list[BatchReply | None],
+        buffer: Buffer,
+    ) -> StepResult:
+        dynamic, entries = failed_rows.complete(pool, call, replies, buffer)
+        rewards, terminations, truncations = (
+            buffer.rewards.copy(),
+            buffer.terminations.copy(),
+            buffer.truncations.copy(),
+        )
+        failed_rows.restarts.stepped(frozenset(call.failures))
+        ended = np.flatnonzero(terminations | truncations).tolist() if self._waits_for_reset else ()
+        self._settle_mended(failed_rows, pool, call, ended)
+        failed_rows.keep(None, buffer, dynamic)
+        infos = merged(entries, {index: index for index in range(self._num_envs)})
+        return self._assembled(call, dynamic), rewards, terminations, truncations, infos
+
+    def _mended_reset(
+        self,
+        failed_rows: FailedRows,
+        pool: Pool,
+        call: PendingCall,
+        replies: list[BatchReply | None],
+        env_ids: list[int],
+        is_part: bool,
+    ) -> tuple[Any, dict[str, Any]]:
+        buffer = self._buffers[call.buffer]
+        dynamic, entries = failed_rows.complete(pool, call, replies, buffer)
+        self._settle_mended(failed_rows, pool, call, ())
+        chosen = rows_of(dynamic, env_ids)
+        failed_rows.keep(env_ids, buffer, chosen)
+        infos = merged(entries, {env_index: row for row, env_index in enumerate(env_ids)})
+        if not is_part:
+            return self._assembled(call, dynamic), infos
+        return self._layout.assemble([array[env_ids] for array in buffer.observations], chosen), infos
+
+    def _settle_mended(self, failed_rows: FailedRows, pool: Pool, call: PendingCall, ended: Sequence[int]) -> None:
+        """Takes an answer in which envs failed; raises for those that failed too often."""
+        pool.done(call)
+        given_up = failed_rows.restarts.crash_loops(call.failures)
+        failed = {
+            env_index: "failed too often, and is built anew by a reset" for e in given_up for env_index in e.env_ids
+        }
+        pool.states.settle(call.seq, failed, ended)
+        if not call.resets:
+            pool.states.forget(list(call.failures))
+        if given_up:
+            self._ring.give_back(call.buffer)
+            if len(given_up) == 1:
+                raise given_up[0]
+            raise ExceptionGroup(f"{len(given_up)} failures in {call.command}", given_up)
 
     # ---- how answers become a batch
 
@@ -476,6 +564,9 @@ class AsyncVectorEnv:
 
     def _observations(self, call: PendingCall, replies: list[BatchReply | None]) -> Any:
         """The observations of a whole batch, theirs to keep who asked."""
+        return self._assembled(call, self._dynamic(replies))
+
+    def _assembled(self, call: PendingCall, dynamic: list[list[Any]]) -> Any:
         arrays: list[npt.NDArray[Any]]
         if call.buffer != HOME:
             arrays = self._ring.lend(call.buffer)
@@ -483,12 +574,14 @@ class AsyncVectorEnv:
             arrays = self._buffers[HOME].observations
         else:
             arrays = [array.copy() for array in self._buffers[HOME].observations]
+        return self._layout.assemble(arrays, dynamic)
+
+    def _dynamic(self, replies: list[BatchReply | None]) -> list[list[Any]]:
+        """The values of all envs, for each leaf without a fixed size."""
         if not self._layout.dynamic:
-            return self._layout.assemble(arrays)
+            return []
         by_worker = [reply.dynamic for reply in replies if reply is not None]
-        return self._layout.assemble(
-            arrays, [list(chain.from_iterable(parts)) for parts in zip(*by_worker, strict=True)]
-        )
+        return [list(chain.from_iterable(parts)) for parts in zip(*by_worker, strict=True)]
 
     def _infos(self, pool: Pool, replies: list[BatchReply | None]) -> dict[str, Any]:
         if not replies:
@@ -505,20 +598,30 @@ class AsyncVectorEnv:
     ) -> tuple[Any, dict[str, Any]]:
         """The rows of some envs, in their order."""
         position = {env_index: row for row, env_index in enumerate(env_ids)}
-        dynamic: list[list[Any]] = [[None] * len(env_ids) for _ in self._layout.dynamic]
         parts = []
         for index, reply in zip(asked, replies or [None] * len(asked), strict=True):
             if reply is None:
                 continue
             own = pool.workers[index].env_ids
             answered = [env_index for env_index in env_ids if env_index in own]
-            for column, values in zip(dynamic, reply.dynamic, strict=True):
-                for env_index, value in zip(answered, values, strict=True):
-                    column[position[env_index]] = value
             if reply.infos:
                 parts.append(([position[i] for i in sorted(answered)], infos_.renumber(reply.infos, position)))
         arrays = [array[env_ids] for array in self._buffers[HOME].observations]
+        dynamic = self._dynamic_rows(env_ids, pool, asked, replies)
         return self._layout.assemble(arrays, dynamic), infos_.merge(parts, len(env_ids)) if parts else {}
+
+    def _dynamic_rows(
+        self, env_ids: list[int], pool: Pool, asked: list[int], replies: list[BatchReply | None]
+    ) -> list[list[Any]]:
+        """The values of some envs in their order, for each leaf without a fixed size."""
+        position = {env_index: row for row, env_index in enumerate(env_ids)}
+        dynamic: list[list[Any]] = [[None] * len(env_ids) for _ in self._layout.dynamic]
+        for index, reply in zip(asked, replies or [None] * len(asked), strict=True):
+            answered = [env_index for env_index in env_ids if env_index in pool.workers[index].env_ids]
+            for column, values in zip(dynamic, reply.dynamic if reply is not None else (), strict=reply is not None):
+                for env_index, value in zip(answered, values, strict=True):
+                    column[position[env_index]] = value
+        return dynamic
 
     # ---- calls
 

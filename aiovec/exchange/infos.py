@@ -18,7 +18,7 @@ import numpy.typing as npt
 from aiovec.exchange import packed_infos
 from aiovec.exchange.packed_infos import PackedInfos
 
-__all__ = ["Column", "Columns", "collect", "merge", "renumber", "values_of", "without"]
+__all__ = ["Column", "Columns", "as_dicts", "collect", "merge", "renumber", "values_of", "without"]
 
 # The envs that have the key (`None`: all of this worker), and a value each: a list, or a tuple where they are
 # Python numbers of one type, their stack as one array where they are arrays of one shape and dtype, or the
@@ -158,7 +158,7 @@ def _merge_column(key: str, parts: list[tuple[Sequence[int], Any]], num_rows: in
     if isinstance(first, dict) and all(isinstance(values, dict) for _, values in parts):
         return merge(parts, num_rows)
     if any(isinstance(values, dict) for _, values in parts):  # dicts here, something else there
-        parts = [(rows, _as_dicts(rows, values) if isinstance(values, dict) else values) for rows, values in parts]
+        parts = [(rows, as_dicts(rows, values) if isinstance(values, dict) else values) for rows, values in parts]
     first = parts[0][1][0]
     try:
         if key == "final_obs":
@@ -220,12 +220,13 @@ def _objects(parts: list[tuple[Sequence[int], Any]], num_rows: int) -> npt.NDArr
     return array
 
 
-def _as_dicts(rows: Sequence[int], columns: Columns) -> list[dict[str, Any]]:
-    """The dicts that `_compact` took apart, where another worker's values turned out to be no dicts."""
+def as_dicts(rows: Sequence[int], part: Columns | PackedInfos) -> list[dict[str, Any]]:
+    """The dicts that `collect` took apart, one for each of these rows."""
+    columns = _columns_of(part)
     dicts: dict[int, dict[str, Any]] = {row: {} for row in rows}
     for key, (some_rows, values) in columns.items():
         of_rows = rows if some_rows is None else some_rows
-        column = _as_dicts(of_rows, values) if isinstance(values, dict) else values
+        column = as_dicts(of_rows, values) if isinstance(values, dict) else values
         for row, value in zip(of_rows, column, strict=True):
             dicts[row][key] = value
     return list(dicts.values())

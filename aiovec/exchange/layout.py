@@ -120,6 +120,12 @@ class Layout:
             [next(arrays) if leaf.fixed else leaf.batch_dynamic(next(columns)) for leaf in self.leaves]
         )
 
+    def row(self, fixed: Sequence[Any], dynamic: Sequence[Sequence[Any]], row: int) -> Any:
+        """One env's observation, copied from the leaves of a batch."""
+        arrays, columns = iter(fixed), iter(dynamic)
+        leaves = [next(arrays)[row].copy() if leaf.fixed else next(columns)[row] for leaf in self.leaves]
+        return leaves[0] if self.is_array else self._assemble(leaves)
+
 
 def _leaves(space: gym.Space[Any], path: tuple[str | int, ...]) -> Iterable[Leaf]:
     if isinstance(space, gym.spaces.Dict):

@@ -19,12 +19,15 @@ from aiovec.exchange.infos import Columns
 from aiovec.exchange.packed_infos import PackedInfos
 
 __all__ = [
+    "FAILED_MARK",
     "BatchReply",
     "BuildReply",
     "BuildRequest",
     "CallReply",
     "CallRequest",
+    "EnvLost",
     "MapRequest",
+    "RebuildRequest",
     "ResetRequest",
     "SetAttrRequest",
     "SpaceFacts",
@@ -40,12 +43,33 @@ class BuildRequest:
         env_fns: One an env; pickled where they must travel, and the same ones pickled and sent once.
         autoreset_mode: For all of them.
         traceback_locals: Whether a failure bears the variables of its frames.
+        max_restarts: How often in a row an env that failed is built anew before it is used again; `None`: never.
     """
 
     env_ids: range
     env_fns: tuple[bytes | Callable[[], gym.Env[Any, Any]], ...]
     autoreset_mode: AutoresetMode
     traceback_locals: bool = False
+    max_restarts: int | None = None
+
+
+@dataclass(frozen=True)
+class RebuildRequest:
+    """Build your envs in place of a worker that died.
+
+    Attributes:
+        build: The pickled `BuildRequest` of that worker.
+        delay: Seconds to wait before.
+        lost: The rows whose loss was not told yet: the first step of each fails with `EnvLost`.
+    """
+
+    build: bytes
+    delay: float = 0.0
+    lost: Sequence[int] = ()
+
+
+class EnvLost(Exception):  # noqa: N818  it never leaves the parent
+    """Stands for the death of the worker that an env had, in the first step after it; the parent knows the rest."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +155,9 @@ class SetAttrRequest:
     rows: Sequence[int] | None
     name: str
     values: Sequence[Any]
+
+
+FAILED_MARK = b"\1"  # before the pickle of a `BatchReply` that bears failures: a parent may have to act at once
 
 
 class BatchReply(NamedTuple):

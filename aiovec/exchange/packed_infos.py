@@ -20,7 +20,7 @@ from aiovec.exchange import pickles
 
 __all__ = ["MARK", "PackedInfos", "merge", "pack"]
 
-MARK = b"\0"  # no pickle begins with it
+MARK = b"\0"  # no pickle begins with it; nor with the mark of failures, see `exchange.messages`
 
 _HEAD = struct.Struct("<cII")  # mark, nbytes of the schema, rows; then the schema, and a block for each kind
 _KINDS = (int, float, bool)

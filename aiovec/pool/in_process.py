@@ -79,6 +79,9 @@ class InProcessWorker:
     def unpack(self, payload: Any) -> Any:
         return payload
 
+    def bears_failures(self, payload: Any) -> bool:
+        return payload is not None and bool(payload.failures)
+
     def signal(self, number: int) -> None:
         """There is no process to signal."""
 

@@ -15,7 +15,7 @@ from aiovec.errors import EnvTimeoutError, WorkerDied
 from aiovec.exchange import pickles
 from aiovec.exchange.black_box import Doing
 from aiovec.exchange.frames import Frame, pack_frame, pack_header
-from aiovec.exchange.messages import BatchReply
+from aiovec.exchange.messages import FAILED_MARK, BatchReply
 from aiovec.exchange.packed_infos import MARK, PackedInfos
 from aiovec.pool.channel import Channel
 from aiovec.pool.output import WorkerOutput
@@ -47,6 +47,10 @@ class Worker(Protocol):
 
     def unpack(self, payload: Any) -> Any:
         """The reply behind a payload."""
+
+    def bears_failures(self, payload: Any) -> bool:
+        """Whether the reply behind the payload of a batch bears failures of envs."""
+        raise NotImplementedError
 
     def signal(self, number: int) -> None:
         """Sends a signal to the worker and what it started."""
@@ -135,7 +139,12 @@ class LocalWorker:
     def unpack(self, payload: memoryview | bytes) -> Any:
         if not payload:
             return None
-        return BatchReply(PackedInfos(bytes(payload))) if payload[:1] == MARK else pickles.loads(payload)
+        if payload[:1] == MARK:
+            return BatchReply(PackedInfos(bytes(payload)))
+        return pickles.loads(memoryview(payload)[1:] if payload[:1] == FAILED_MARK else payload)
+
+    def bears_failures(self, payload: memoryview | bytes) -> bool:
+        return payload[:1] == FAILED_MARK
 
     def signal(self, number: int) -> None:
         """Sends a signal to the worker and what it started."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from aiovec.errors import EnvTimeoutError, WorkerDied
+from aiovec.exchange.messages import BatchReply, ResetRequest
 from aiovec.pool.answer import Answer
 
 __all__ = ["PendingCall"]
@@ -25,21 +26,31 @@ class PendingCall:
         missing: The workers that have not answered yet.
         payloads: What the others answered, by worker.
         deaths: The workers that died meanwhile.
+        asked: With `on_failure="restart"`: the envs of its present request, by worker.
+        resets: What a reset has asked, by worker.
+        mended: Workers whose answer comes in parts.
+        failures: With `on_failure="restart"`: what each env failed with, the last one last.
+        parts: The answers of workers some of whose envs had failed, with the envs that each is about, in order.
         future: Done when there is something to say to the task that waits.
         is_abandoned: The task that waited is gone; the answer is owed.
         is_dropped: Nobody will ask for the answer.
     """
 
     __slots__ = (
+        "asked",
         "buffer",
         "command",
         "deaths",
+        "failures",
         "future",
         "is_abandoned",
         "is_batch",
         "is_dropped",
+        "mended",
         "missing",
+        "parts",
         "payloads",
+        "resets",
         "seq",
     )
 
@@ -54,6 +65,11 @@ class PendingCall:
         self.payloads: dict[int, Any] = {}
         self.deaths: list[WorkerDied | EnvTimeoutError] = []
         self.future: Answer = future
+        self.asked: dict[int, list[int]] = {}
+        self.resets: dict[int, ResetRequest] = {}
+        self.mended: set[int] = set()
+        self.failures: dict[int, list[Exception]] = {}
+        self.parts: list[tuple[list[int], BatchReply]] = []
         self.is_abandoned: bool = False
         self.is_dropped: bool = False
 

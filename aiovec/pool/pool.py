@@ -10,25 +10,27 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import anyio.to_thread
 import numpy.typing as npt
 
-from aiovec.errors import ClosedEnvironmentError, WorkerStartError
+from aiovec.errors import ClosedEnvironmentError, CrashLoopError, WorkerStartError
 from aiovec.exchange.black_box import Doing
 from aiovec.exchange.frames import Frame, FrameKind
-from aiovec.exchange.messages import BatchReply
+from aiovec.exchange.messages import BatchReply, RebuildRequest, ResetRequest
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab, create_memory_file
 from aiovec.exchange.tally import Tally
 from aiovec.pool.answer import Answer
 from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.local import Death, LocalWorker
+from aiovec.pool.mending import Mending
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.process import WorkerProcess
+from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import HOME, Ring
 from aiovec.pool.states import EnvStates
 from aiovec.pool.watch import Watch, end_stuck
@@ -61,6 +63,7 @@ class Pool:
         shared_memory: See `AsyncVectorEnv`.
         start_timeout: See `AsyncVectorEnv`; of a worker that takes a dead one's place, too.
         step_timeout: See `AsyncVectorEnv`.
+        restarts: The budget, where failed envs are built anew without being asked.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Pool:
         shared_memory: bool,
         start_timeout: float,
         step_timeout: float | None,
+        restarts: Restarts | None,
     ) -> None:
         self.loop = loop
         self._thread = threading.get_ident()
@@ -91,13 +95,14 @@ class Pool:
         self._calls: dict[int, PendingCall] = {}
         self._answered: list[Answer] = []  # complete, and to be resumed when the callback at hand ends
         self._reply_areas: list[ReplyArea] = []
-        self._untold: list[Death] = []
+        self._untold: list[Death | CrashLoopError] = []
         self._deaths: dict[int, Death] = {}  # as they were first told, by worker
         self._blueprints: list[tuple[Any, Any]] = []  # what a worker is sent at its start: BUILD, MAP
         self._rebuilding: dict[int, asyncio.TimerHandle] = {}  # by the number of the request; ends what takes too long
         self._mapping: set[int] = set()
         self._seq = 0
         self._bare_requests: list[Any] = []
+        self.mending: Mending | None = None if restarts is None else Mending(restarts, self.workers, self._replace)
         self.slab: Slab | None = None
         self.ring: Ring | None = None
 
@@ -151,18 +156,22 @@ class Pool:
             if not self.workers[index].alive:
                 self._replace(index)
 
-    def _replace(self, index: int) -> None:
+    def _replace(self, index: int, delay: float = 0.0, lost: Sequence[int] = ()) -> None:
         worker = self._start_worker(index)
         self.workers[index] = worker
-        death = self._deaths.pop(index)
+        del self._deaths[index]
         # Who asks for a reset has no use for a death that nobody was told of.
-        self._untold = [untold for untold in self._untold if untold is not death]
-        for env_index in worker.env_ids:
-            self.states.break_(env_index, "must be reset, after the death of its worker")
+        self._untold = [untold for untold in self._untold if not set(untold.env_ids) & set(worker.env_ids)]
+        if self.mending is None:
+            for env_index in worker.env_ids:
+                self.states.break_(env_index, "must be reset, after the death of its worker")
+        else:
+            self.states.forget(worker.env_ids)
         build, mapping = self._blueprints[index]
-        seq = self.next_seq()
-        self._rebuilding[seq] = self.loop.call_later(self._start_timeout, self._rebuilds_too_long, seq, worker)
-        worker.post(FrameKind.REBUILD, seq, HOME, build)
+        request = worker.prepare(RebuildRequest(build, delay, [env_index - worker.env_ids.start for env_index in lost]))
+        seq, timeout = self.next_seq(), self._start_timeout + delay
+        self._rebuilding[seq] = self.loop.call_later(timeout, self._rebuilds_too_long, seq, worker)
+        worker.post(FrameKind.REBUILD, seq, HOME, request)
         seq = self.next_seq()
         self._mapping.add(seq)
         worker.post(FrameKind.MAP, seq, HOME, mapping)
@@ -238,6 +247,7 @@ class Pool:
         seq: int | None = None,
         buffer: int = HOME,
         workers: Sequence[int] | None = None,
+        resets: Mapping[int, ResetRequest] | None = None,
     ) -> PendingCall:
         """Sends a request to each worker, or to some; from here on the call is pending.
 
@@ -248,12 +258,15 @@ class Pool:
             seq: A number that was already given to the call.
             buffer: Which buffer the workers write.
             workers: Which workers, if not all.
+            resets: What the requests of a reset ask, by worker.
         """
         seq = seq or self.next_seq()
         chosen = range(len(self.workers)) if workers is None else workers
         is_batch = kind in _BATCH_KINDS
         call = PendingCall(seq, command, is_batch, buffer, chosen, Answer(loop=self.loop))
         self._calls[seq] = call
+        if self.mending is not None and is_batch:
+            self.mending.begin(call, resets or {})
         if self._watch is not None:
             self._watch.begin(self.workers, self._calls)
         try:
@@ -352,8 +365,7 @@ class Pool:
         elif frame.kind == FrameKind.ECHO:
             self._take_reply_areas(call, call.missing & {index})
         elif index in call.missing:  # else the worker counts as dead
-            call.payloads[index] = frame.payload
-            call.missing.discard(index)
+            self._take(call, index, frame.payload)
         if not call.missing:
             self._complete(call)
 
@@ -379,8 +391,15 @@ class Pool:
         for index in tuple(workers) if self._reply_areas else ():
             reply = self._reply_areas[index].take(call.seq)
             if reply is not None and not self.workers[index].is_condemned:
-                call.payloads[index] = reply
-                call.missing.discard(index)
+                self._take(call, index, reply)
+
+    def _take(self, call: PendingCall, index: int, payload: Any) -> None:
+        """One worker's answer, or a part of it."""
+        if self.mending is None or not call.is_batch or self.mending.is_whole(call, index, payload):
+            call.payloads[index] = payload
+            call.missing.discard(index)
+        else:
+            self.mending.take(call, index, payload)
 
     def _resume(self) -> None:
         """The last act of a callback that may have brought replies: resumes who waits for them."""
@@ -395,6 +414,9 @@ class Pool:
     def _died(self, index: int, death: Death) -> None:
         """Tells every call that waits for this worker; its envs need a reset."""
         self._together = False
+        if self.mending is not None:
+            self._died_in_mending(self.mending, index, death)
+            return
         for env_index in self.workers[index].env_ids:
             self.states.break_(env_index, "must be built anew, since the worker died")
         is_told = False
@@ -411,6 +433,31 @@ class Pool:
         self._deaths[index] = death
         if not is_told:
             self._untold.append(death)
+
+    def _died_in_mending(self, mending: Mending, index: int, death: Death) -> None:
+        """The same with `on_failure="restart"`: the next rows of its envs tell it, and another worker starts."""
+        concerned = [call for call in self._calls.values() if index in call.missing]
+        for call in concerned:
+            self._take_reply_areas(call, call.missing)
+        waiting = [call for call in concerned if index in call.missing]
+        for call in waiting:
+            if not call.is_batch:
+                self._fail(call, index, death.during(call.command))
+        command = next((call.command for call in waiting), None)
+        death = death if command is None else death.during(command)
+        self._deaths[index] = death
+        crash_loops = mending.died(index, death, [call for call in waiting if call.is_batch])
+        for error in crash_loops:
+            for env_index in error.env_ids:
+                self.states.break_(env_index, "failed too often, and is built anew by a reset")
+        if not any(call.is_batch and not call.is_dropped for call in waiting):
+            self._untold += crash_loops
+        for call in concerned:
+            if not call.missing:
+                self._complete(call)
+            for other in call.missing:  # those that would have answered by the tally
+                if other != index:
+                    self.workers[other].post(FrameKind.ECHO, call.seq, HOME, b"")
 
     def _fail(self, call: PendingCall, index: int, death: Death) -> None:
         call.missing.discard(index)

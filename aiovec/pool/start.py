@@ -25,6 +25,7 @@ from aiovec.exchange.slab import Geometry
 from aiovec.pool.local import Worker
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.pool import Pool, split_envs
+from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import LENT_FROM_NBYTES
 from aiovec.pool.spaces import ObservationMode, VectorSpaces, vector_spaces
 
@@ -48,6 +49,8 @@ class StartPlan:
     step_timeout: float | None
     max_buffers: int
     traceback_locals: bool
+    on_failure: str
+    max_restarts: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ async def start(plan: StartPlan) -> Started:
         plan.shared_memory,
         plan.start_timeout,
         plan.step_timeout,
+        Restarts(plan.max_restarts, plan.autoreset_mode) if plan.on_failure == "restart" else None,
     )
     building: PendingCall | None = None
     try:
@@ -86,7 +90,13 @@ async def start(plan: StartPlan) -> Started:
         async with asyncio.timeout(plan.start_timeout):
             await pool.start_workers()
             requests = [
-                BuildRequest(ids, env_fns[ids.start : ids.stop], plan.autoreset_mode, plan.traceback_locals)
+                BuildRequest(
+                    ids,
+                    env_fns[ids.start : ids.stop],
+                    plan.autoreset_mode,
+                    plan.traceback_locals,
+                    plan.max_restarts if plan.on_failure == "restart" else None,
+                )
                 for ids in split_envs(len(env_fns), len(pool.workers))
             ]
             builds = pool.prepare(requests)

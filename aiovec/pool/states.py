@@ -155,6 +155,11 @@ class EnvStates:
         self._all_idle = False
         self._caller_of_all = 0
 
+    def forget(self, env_ids: Sequence[int]) -> None:
+        """These have no observation to repeat until their next answer."""
+        self._observed[env_ids] = False
+        self._is_all_observed = False
+
     def is_owed_to(self, seq: int) -> bool:
         """Whether any env is still owed to this call."""
         self._spread()

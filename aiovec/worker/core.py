@@ -66,10 +66,10 @@ class WorkerCore:
         self._host = EnvHost(request, self._capture, self._doing)
         return self._host.build()
 
-    def rebuild(self, request: BuildRequest) -> None:
-        """Builds the envs in place of a worker that died."""
+    def rebuild(self, request: BuildRequest, delay: float, lost: Sequence[int]) -> None:
+        """Builds the envs in place of a worker that died; see `RebuildRequest`."""
         self._host = EnvHost(request, self._capture, self._doing)
-        self._host.rebuild()
+        self._host.rebuild(delay, lost)
 
     def map(self, request: MapRequest) -> Slab:
         """Maps the slab and prepares the views that every step uses."""

@@ -6,9 +6,11 @@ works on columns, not on envs one by one: what costs 0.1 µs per env here is 2 %
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import operator
+import time
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from typing import Any
 
@@ -26,10 +28,12 @@ from aiovec.exchange.messages import (
     BuildRequest,
     CallReply,
     CallRequest,
+    EnvLost,
     ResetRequest,
     SetAttrRequest,
     SpaceFacts,
 )
+from aiovec.exchange.restart_delay import restart_delay
 from aiovec.worker.rows import RowWriter
 
 __all__ = ["EnvHost"]
@@ -55,7 +59,11 @@ class EnvHost:
         self.env_ids: range = request.env_ids
         self._doing = doing
         self._env_fns = request.env_fns
-        self._unbuilt: dict[int, BaseException] = {}  # rows whose env could not be built anew, and why
+        self._max_restarts = request.max_restarts
+        # Rows whose env must be built before it is reset: with what the last attempt raised, or `_TOLD`.
+        self._unbuilt: dict[int, BaseException] = {}
+        self._num_steps = 0
+        self._failed: dict[int, tuple[int, int]] = {}  # by row: in which step it failed last, how often in a row
         self._autoreset_mode = request.autoreset_mode
         self._capture = capture
         self.envs: list[gym.Env[Any, Any]] = []
@@ -81,7 +89,8 @@ class EnvHost:
                 self.envs.append(self._build(row))
             except BaseException as exception:  # noqa: BLE001
                 failures.append(self._fail(exception, env_index, "build"))
-        self._env_fns = ()
+        if self._max_restarts is None:
+            self._env_fns = ()
         if failures:
             self.close()
             return BuildReply([], {}, None, failures)
@@ -89,8 +98,12 @@ class EnvHost:
         first = self.envs[0]
         return BuildReply(self._spaces(), dict(first.metadata), first.render_mode, [])
 
-    def rebuild(self) -> None:
-        """Builds every env in place of a worker that died; each that fails tells it when it is reset."""
+    def rebuild(self, delay: float, lost: Sequence[int]) -> None:
+        """Builds every env in place of a worker that died; see `RebuildRequest`.
+
+        Each that cannot be built tells it when it is reset.
+        """
+        time.sleep(delay)
         for row in range(len(self.env_ids)):
             try:
                 self.envs.append(self._build(row))
@@ -98,6 +111,10 @@ class EnvHost:
                 self.envs.append(_NO_ENV)
                 self._unbuilt[row] = exception
         self._begin()
+        if self._max_restarts is not None:
+            self._calls = list(self._autoresets)
+            for row in lost:
+                self._calls[row] = _tell_loss
 
     def _build(self, row: int) -> gym.Env[Any, Any]:
         env_index, env_fn = self.env_ids[row], self._env_fns[row]
@@ -155,6 +172,7 @@ class EnvHost:
         infos: list[tuple[int, dict[str, Any]]] = []
         errors: dict[int, BaseException] = {}
         doing, row, transition = self._doing, 0, _PENDING
+        self._num_steps += 1
         turns = zip(range(len(observations)), self._calls, actions, strict=False)  # the parent counted the actions
         while True:
             try:
@@ -211,12 +229,7 @@ class EnvHost:
 
     def _reset(self, row: int, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         if row in self._unbuilt:
-            error = self._unbuilt[row]
-            if error is not _TOLD:
-                self._unbuilt[row] = _TOLD
-                raise error
-            self.envs[row] = self._build(row)
-            del self._unbuilt[row]
+            self._build_anew(row)
         env = self.envs[row]
         self._doing[0] = doing_code(row, Phase.RESET)
         try:
@@ -227,6 +240,33 @@ class EnvHost:
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise self._wrong_result(row, "reset", result)
         return result[0], result[1]
+
+    def _build_anew(self, row: int) -> None:
+        error = self._unbuilt[row]
+        if error is not _TOLD:
+            self._unbuilt[row] = _TOLD
+            raise error
+        if self.envs[row] is not _NO_ENV:
+            with contextlib.suppress(BaseException):  # it has failed, and that was told
+                self.envs[row].close()
+            self.envs[row] = _NO_ENV
+        time.sleep(restart_delay(self._failed[row][1] if row in self._failed else 0))
+        self.envs[row] = self._build(row)
+        del self._unbuilt[row]
+
+    def has_failed(self, env_index: int, exception: BaseException) -> None:
+        """An env has failed: with `max_restarts` it is built anew, and under NEXT_STEP its next step is the reset."""
+        if self._max_restarts is None:
+            return
+        row = env_index - self.env_ids.start
+        self._calls[row] = self._autoresets[row]
+        if isinstance(exception, EnvLost):
+            return
+        self._unbuilt.setdefault(row, _TOLD)
+        last_step, in_a_row = self._failed.get(row, (-2, 0))
+        # A step apart is the row of its reset; and after one more than are allowed all begins anew.
+        is_in_a_row = self._num_steps - last_step <= 2 and in_a_row <= self._max_restarts
+        self._failed[row] = (self._num_steps, in_a_row + 1 if is_in_a_row else 1)
 
     def _wrong_result(self, row: int, command: str, got: Any) -> InvalidEnvResultError:
         expected = "(observation, info)" if command == "reset" else "(observation, reward, terminated, truncated, info)"
@@ -311,6 +351,8 @@ class EnvHost:
         if errors:
             infos = [(row, info) for row, info in infos if row not in errors]
             entries = [(env_index, final) for env_index, final in entries if env_index - first not in errors]
+        for row, error in errors.items():
+            self.has_failed(first + row, error)
         finals = bool(entries)
         entries += [(first + row, info) for row, info in infos]
         if finals:  # Gymnasium's order of keys: env by env, the final ones of each first
@@ -349,7 +391,7 @@ class EnvHost:
         def set_one(row: int, position: int) -> None:
             env = self._env(row, "set_attr")
             env.set_wrapper_attr(request.name, request.values[position])
-            if self._calls[row] is not self._autoresets[row]:
+            if self._calls[row] not in (self._autoresets[row], _tell_loss):
                 self._calls[row] = env.step  # it may have been `step` that was set
 
         return self._for_each(request.rows, set_one, f"set_attr({request.name!r})")
@@ -362,7 +404,7 @@ class EnvHost:
 
     def _env(self, row: int, command: str) -> gym.Env[Any, Any]:
         if row in self._unbuilt:
-            raise ResetNeeded(command, [self.env_ids[row]], "could not be built anew")
+            raise ResetNeeded(command, [self.env_ids[row]], "failed, and was not built anew yet")
         return self.envs[row]
 
     def _for_each(
@@ -383,6 +425,10 @@ class EnvHost:
                 failures.append(self._fail(exception, self.env_ids[row], command))
         self._doing[0] = IDLE
         return CallReply(results, failures)
+
+
+def _tell_loss(_action: Any) -> Transition:
+    raise EnvLost
 
 
 def _shape_of(value: Any) -> str:

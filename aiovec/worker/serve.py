@@ -18,7 +18,16 @@ from aiovec.exchange import pickles
 from aiovec.exchange.black_box import open_black_box
 from aiovec.exchange.failures import FailureRecord, capture
 from aiovec.exchange.frames import Frame, FrameKind, FrameReader, pack_frame, pack_header
-from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, CallRequest, ResetRequest
+from aiovec.exchange.messages import (
+    FAILED_MARK,
+    BatchReply,
+    BuildReply,
+    BuildRequest,
+    CallReply,
+    CallRequest,
+    RebuildRequest,
+    ResetRequest,
+)
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.tally import take_last
@@ -89,7 +98,9 @@ class _Server:
         try:
             reply = self._handlers[frame.kind](frame)
         except Exception as exception:  # noqa: BLE001  a request that cannot be unpickled here, above all
-            reply = pickles.dumps_to_parent(self._refuse(frame, exception))
+            refusal = self._refuse(frame, exception)
+            mark = FAILED_MARK if isinstance(refusal, BatchReply) else b""
+            reply = mark + pickles.dumps_to_parent(refusal)
         if frame.kind == FrameKind.STEP_TOGETHER:
             self._answer_together(frame.seq, reply or b"")
         elif reply is None:
@@ -109,7 +120,7 @@ class _Server:
         """The answer to a request that failed as a whole: every env of this worker failed in it."""
         command = FrameKind(frame.kind).name.lower()
         exception.add_note("the worker could not read the request, or could not pickle its answer")
-        failures = [self._capture(exception, env_index, command) for env_index in self._core.env_ids]
+        failures = [self._capture_on_the_way(exception, env_index, command) for env_index in self._core.env_ids]
         if frame.kind == FrameKind.BUILD:
             return BuildReply([], {}, None, failures)
         if frame.kind in (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.RESET):
@@ -117,15 +128,16 @@ class _Server:
         return CallReply([], failures)
 
     def _build(self, frame: Frame) -> bytes:
-        return pickles.dumps_to_parent(self._core.build(self._build_request(frame)))
+        return pickles.dumps_to_parent(self._core.build(self._build_request(frame.payload)))
 
-    def _build_request(self, frame: Frame) -> BuildRequest:
-        request: BuildRequest = pickles.loads(frame.payload)
+    def _build_request(self, pickled: bytes | memoryview) -> BuildRequest:
+        request: BuildRequest = pickles.loads(pickled)
         self._traceback_locals = request.traceback_locals
         return request
 
     def _rebuild(self, frame: Frame) -> None:
-        self._core.rebuild(self._build_request(frame))
+        request: RebuildRequest = pickles.loads(frame.payload)
+        self._core.rebuild(self._build_request(request.build), request.delay, request.lost)
 
     def _step(self, frame: Frame) -> bytes | None:
         actions = pickles.loads(frame.payload) if frame.payload else None
@@ -146,7 +158,7 @@ class _Server:
         reply = reply or BatchReply({})
         if not self._shared:
             reply = reply._replace(arrays=self._core.rows(buffer))
-        return dumps_batch_reply(reply, answered, command, self._capture)
+        return dumps_batch_reply(reply, answered, command, self._capture_on_the_way)
 
     def _call(self, frame: Frame) -> bytes:
         request: CallRequest = pickles.loads(frame.payload)
@@ -175,6 +187,10 @@ class _Server:
         slab = Slab.attach(geometry, slab_fd)
         os.close(slab_fd)
         return slab
+
+    def _capture_on_the_way(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
+        self._core.host.has_failed(env_index, exception)
+        return self._capture(exception, env_index, command)
 
     def _capture(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
         return capture(exception, env_index, os.getpid(), command, self._traceback_locals)

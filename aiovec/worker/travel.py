@@ -15,7 +15,7 @@ from gymnasium.spaces import GraphInstance
 
 from aiovec.errors import InvalidEnvResultError
 from aiovec.exchange import infos, pickles
-from aiovec.exchange.messages import BatchReply, CallReply
+from aiovec.exchange.messages import FAILED_MARK, BatchReply, CallReply
 from aiovec.exchange.packed_infos import PackedInfos
 from aiovec.worker.host import Capture
 
@@ -37,14 +37,15 @@ def dumps_batch_reply(reply: BatchReply, answered: Sequence[int], command: str, 
     columns = reply.infos
     if isinstance(columns, PackedInfos):
         return pickles.dumps_to_parent(reply) if reply.arrays else columns.data
+    mark = FAILED_MARK if reply.failures else b""
     if _columns_are_plain(columns) and all(_is_plain(column) for column in reply.dynamic):
-        return pickles.dumps_to_parent(reply)
+        return mark + pickles.dumps_to_parent(reply)
     try:
         data = pickles.dumps_to_parent(reply)
         pickles.loads(data)
     except Exception:  # noqa: BLE001  whose is it?
-        return pickles.dumps_to_parent(_without_the_faulty(reply, columns, answered, command, capture))
-    return data
+        return FAILED_MARK + pickles.dumps_to_parent(_without_the_faulty(reply, columns, answered, command, capture))
+    return mark + data
 
 
 def dumps_call_reply(reply: CallReply, asked: Sequence[int], command: str, capture: Capture) -> bytes:

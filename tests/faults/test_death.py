@@ -244,7 +244,7 @@ async def test_an_env_that_cannot_be_built_anew(tmp_path: Path) -> None:
                 await envs.reset()
             assert [(failure.env_index, failure.command) for failure in failures(caught.value)] == [(3, "reset")]
             assert await envs.get_attr("steps", env_ids=[2]) == (0,)
-            with pytest.raises(ResetNeeded, match="could not be built anew"):
+            with pytest.raises(ResetNeeded, match="failed, and was not built anew yet"):
                 await envs.get_attr("steps", env_ids=[3])
             with pytest.raises(ResetNeeded, match="failed in reset"):
                 await envs.step([0] * NUM_ENVS)

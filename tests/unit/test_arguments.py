@@ -37,6 +37,8 @@ def plan(**changed: Any) -> StartPlan:
         "close_grace": 3.0,
         "max_buffers": 4,
         "traceback_locals": False,
+        "on_failure": "raise",
+        "max_restarts": 3,
     }
     return check_plan(**{**arguments, **changed})
 

@@ -17,6 +17,7 @@ from aiovec.errors import (
     AiovecError,
     AlreadyPendingCallError,
     ClosedEnvironmentError,
+    CrashLoopError,
     EnvTimeoutError,
     Failure,
     InvalidActionsError,
@@ -147,6 +148,15 @@ ERRORS: dict[
             "killed by SIGSEGV during step, inside env 4.",
             "A reset builds its envs anew: `await envs.reset(env_ids=[0, 1, 2, 3, 4, 5, 6, 7, ...])`, or of all.",
             'Its Python stack, innermost call first:\n  File "a.py", line 3 in step',
+        ),
+    ),
+    "crash loop": (
+        lambda: CrashLoopError([2, 3], 1, [ValueError("first\nline"), KeyError("second")]),
+        (),
+        {"env_ids": (2, 3)},
+        (
+            "envs 2, 3 failed 2 times without a successful step in between (max_restarts=1).",
+            "\n  1. ValueError: first\n  2. KeyError: 'second'",
         ),
     ),
     "unknown signal": (lambda: WorkerDied([0], 1, -250, None, ""), (), {}, ("was killed by signal 250",)),
