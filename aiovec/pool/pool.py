@@ -91,6 +91,7 @@ class Pool:
         # Whether a step is answered by the tally: one worker has nobody to wait for, and rows that are sent wake us.
         self._may_be_together = num_workers > 1 and shared_memory
         self._together = self._may_be_together
+        self._apart_since = 0  # the number of the last call before a worker died, or took another's place
         self._watch = None if step_timeout is None else Watch(loop, step_timeout, self._stuck)
         self._calls: dict[int, PendingCall] = {}
         self._answered: list[Answer] = []  # complete, and to be resumed when the callback at hand ends
@@ -175,6 +176,7 @@ class Pool:
         seq = self.next_seq()
         self._mapping.add(seq)
         worker.post(FrameKind.MAP, seq, HOME, mapping)
+        self._apart_since = seq
 
     def _rebuilds_too_long(self, seq: int, worker: LocalWorker) -> None:
         if self._rebuilding.pop(seq, None) is not None and worker.alive:
@@ -233,7 +235,8 @@ class Pool:
 
     def _come_together(self, call: PendingCall) -> None:
         """After a death: once every worker has answered a call by itself, steps are answered by the tally again."""
-        if self._may_be_together and not call.deaths and len(call.payloads) == len(self.workers):
+        is_by_itself = call.seq > self._apart_since and not call.deaths and len(call.payloads) == len(self.workers)
+        if self._may_be_together and is_by_itself:
             assert self._tally is not None  # noqa: S101
             self._tally.begin_anew()
             self._together = True
@@ -413,8 +416,8 @@ class Pool:
 
     def _died(self, index: int, death: Death) -> None:
         """Tells every call that waits for this worker; its envs need a reset."""
-        self._together = False
-        if self.mending is not None:
+        self._together, self._apart_since = False, self._seq
+        if self.mending is not None and self._blueprints:  # else it is still the start
             self._died_in_mending(self.mending, index, death)
             return
         for env_index in self.workers[index].env_ids:

@@ -156,12 +156,14 @@ async def test_close_ends_with_a_worker_that_does_not(ending: str) -> None:
     assert envs.closed
 
 
+@pytest.mark.parametrize("on_failure", ["raise", "restart"])
 @pytest.mark.parametrize("ending", [*DEATHS, *STUCK])
-async def test_the_start_of_a_worker_that_ends(ending: str) -> None:
+async def test_the_start_of_a_worker_that_ends(ending: str, on_failure: Any) -> None:
     """Nothing is left of the start; what is stuck is told with its stack."""
     end = DEATHS[ending][0] if ending in DEATHS else STUCK[ending]
     env_fns = [functools.partial(Mortal, end, "init" if index == 1 else "never", offset=index) for index in range(2)]
-    envs = AsyncVectorEnv(env_fns, num_workers=2, start_timeout=BOUND_SECONDS if ending in DEATHS else 1)
+    start_timeout = BOUND_SECONDS if ending in DEATHS else 1
+    envs = AsyncVectorEnv(env_fns, num_workers=2, start_timeout=start_timeout, on_failure=on_failure)
     async with asyncio.timeout(BOUND_SECONDS):
         if ending in DEATHS:
             with pytest.raises(WorkerDied, match="during build") as died:

@@ -666,6 +666,10 @@ async def test_a_worker_killed_after_its_part_of_a_step(what: str, gate: Gate) -
         with pytest.raises(ResetNeeded) as refused:
             await envs.step([0, 0, 0])
         assert refused.value.env_ids[0] == 0
+        await envs.reset()
+        for _ in range(3):
+            observations, rewards, *_ = await envs.step([0, 0, 0])
+        np.testing.assert_array_equal(rewards, [3, 3, 3])
 
 
 async def test_a_failure_beside_a_death_in_one_step(gate: Gate) -> None:
