@@ -8,6 +8,8 @@ import ctypes
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -287,8 +289,6 @@ class Deep(Counter):
         if not depth:
             raise ValueError("from far below")
         # Python's own limit counts frames from the top of the process: leave room for them.
-        import sys
-
         sys.setrecursionlimit(max(sys.getrecursionlimit(), 5000))
         self.down(depth - 1)
 
@@ -503,6 +503,12 @@ class Mortal(Counter):
         if self.at == "work":
             self.ending()
         return self.steps
+
+    def start_a_child(self, group: bool) -> int:
+        """Something that would outlive this test, in a process group of its own or in ours."""
+        command = [sys.executable, "-c", "import time; time.sleep(60)"]
+        self.child = subprocess.Popen(command, process_group=0 if group else None)
+        return self.child.pid
 
     def close(self) -> None:
         if self.at == "close":

@@ -1,8 +1,8 @@
 """One worker process's life: started, watched, signalled, reaped. The owner of the child.
 
 A worker is a fresh interpreter by default, or what `multiprocessing` starts. Either way it leads a session
-of its own, so a terminal's Ctrl-C does not reach it, and its process group holds whatever its envs start.
-The group is killed before its leader is reaped: afterwards the number may belong to someone else.
+of its own, so a terminal's Ctrl-C does not reach it, and its session holds whatever its envs start.
+That is killed before its leader is reaped: afterwards the number may belong to someone else.
 """
 
 from __future__ import annotations
@@ -167,12 +167,28 @@ class WorkerProcess:
                 os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL to the whole group, at once."""
+        """SIGKILL to the whole group, and to what left it within the session, at once."""
         self.signal(signal.SIGKILL)
+        self._kill_session()
         # A worker that has not come to its setsid() yet leads no group.
         if self._is_ours():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
+
+    def _kill_session(self) -> None:
+        """What an env started in a process group of its own, as a shell does with its jobs; 1 µs a process to look."""
+        if not (self._is_ours() and hasattr(os, "pidfd_open") and Path("/proc/self").exists()):
+            return
+        for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(pid) != self.pid or pid == self.pid:
+                    continue
+                pidfd = os.pidfd_open(pid)
+                try:
+                    if os.getsid(pid) == self.pid:  # still: the number may have been given to another meanwhile
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                finally:
+                    os.close(pidfd)
 
     def reap(self) -> int | None:
         """Takes the exit code of a process that ended or was killed, and closes all but the connection.
@@ -182,6 +198,7 @@ class WorkerProcess:
         """
         if self._is_ours():
             self.signal(signal.SIGKILL)  # the group first: what the worker started must not outlive it
+            self._kill_session()
             self._exitcode = self._child.wait()
             self._reaped = True
             self._unwatch()

@@ -201,6 +201,25 @@ async def test_a_worker_that_ends_while_nobody_waits(abandoned: bool, num_worker
                 await envs.step([0] * NUM_ENVS)
 
 
+@pytest.mark.parametrize("group", [False, True], ids=["same group", "own group"])
+@pytest.mark.parametrize("end", ["close", "terminate", "death"])
+async def test_what_an_env_started_ends_with_its_worker(end: str, group: bool) -> None:
+    """Also in a process group of its own, as a shell puts its jobs."""
+    async with asyncio.timeout(BOUND_SECONDS), vector(end_with_sigkill, "step", 2) as envs:
+        await envs.reset()
+        (child,) = await envs.call("start_a_child", group, env_ids=[MORTAL])
+        assert is_running(child)
+        if end == "close":
+            await envs.close()
+        elif end == "terminate":
+            envs.terminate()
+        else:
+            with pytest.raises(WorkerDied):
+                await envs.step([1] * NUM_ENVS)
+        while is_running(child):
+            await asyncio.sleep(0.005)
+
+
 # ---- the worker that takes the place of one that died
 
 
