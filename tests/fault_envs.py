@@ -557,3 +557,50 @@ def stop() -> None:
     """As a debugger does, or a terminal's Ctrl-Z; who goes on again is stuck anyway."""
     os.kill(os.getpid(), signal.SIGSTOP)
     hang_in_python()
+
+
+# ---- envs of unusual size, and one that counts
+
+
+class Echo(Counter):
+    """Gives back what it gets; its infos are as large as `reset` asks."""
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, _ = super().reset(seed=seed)
+        return observation, {"padding": options["padding"]} if options is not None else {}
+
+
+class Wide(Counter):
+    """Declares observations of so many bytes."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 255, (nbytes,), np.uint8)
+
+
+class Received(gym.Env[Any, Any]):
+    """Takes as many milliseconds as the action says; its observation has `size` numbers."""
+
+    def __init__(self, index: int, size: int) -> None:
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.action_space = gym.spaces.Discrete(10)
+        self.index = index
+        self.size = size
+        self.received = 0
+
+    def _answer(self) -> tuple[Any, dict[str, Any]]:
+        return np.full(self.size, self.received, np.float32), {"received": self.received, "index": self.index}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        time.sleep(0.001 * (options or {}).get("milliseconds", 0))
+        return self._answer()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.received += 1
+        time.sleep(0.001 * int(action))
+        observation, info = self._answer()
+        return observation, float(self.received), False, False, info

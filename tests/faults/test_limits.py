@@ -9,12 +9,10 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from fault_envs import BOUND_SECONDS
+from fault_envs import BOUND_SECONDS, Echo, Wide
 from sample_envs import Counter
 
 from aiovec import AsyncVectorEnv, SlabMemoryError, WorkerDied, WorkerStartError
@@ -55,17 +53,6 @@ async def test_a_start_without_enough_descriptors() -> None:
         await envs.close()
 
 
-class Echo(Counter):
-    """Gives back what it gets; its infos are as large as `reset` asks."""
-
-    def echo(self, value: Any) -> Any:
-        return value
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        observation, _ = super().reset(seed=seed)
-        return observation, {"padding": options["padding"]} if options is not None else {}
-
-
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.blocks_loop  # arguments of `call` are pickled on the loop
 async def test_fifty_megabytes_both_ways(num_workers: int) -> None:
@@ -92,14 +79,6 @@ async def test_no_memory_for_the_slab(num_workers: int) -> None:
         with pytest.raises(SlabMemoryError, match=r"no memory for the [\d,]+ bytes"):
             await envs
     await envs.close()
-
-
-class Wide(Counter):
-    """Declares observations of so many bytes."""
-
-    def __init__(self, nbytes: int) -> None:
-        super().__init__()
-        self.observation_space = gym.spaces.Box(0, 255, (nbytes,), np.uint8)
 
 
 def resident_nbytes() -> int:

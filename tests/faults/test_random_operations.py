@@ -8,45 +8,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-import gymnasium as gym
 import numpy as np
 import pytest
-from fault_envs import BOUND_SECONDS, turns
+from fault_envs import BOUND_SECONDS, Received, turns
 
 from aiovec import AlreadyPendingCallError, AsyncVectorEnv
 
 NUM_ENVS = 5
 NUM_OPERATIONS = 500
-
-
-class Received(gym.Env[Any, Any]):
-    """Takes as many milliseconds as the action says; its observation has `size` numbers."""
-
-    def __init__(self, index: int, size: int) -> None:
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.action_space = gym.spaces.Discrete(10)
-        self.index = index
-        self.size = size
-        self.received = 0
-
-    def _answer(self) -> tuple[Any, dict[str, Any]]:
-        return np.full(self.size, self.received, np.float32), {"received": self.received, "index": self.index}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        time.sleep(0.001 * (options or {}).get("milliseconds", 0))
-        return self._answer()
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.received += 1
-        time.sleep(0.001 * int(action))
-        observation, info = self._answer()
-        return observation, float(self.received), False, False, info
 
 
 class Model:
