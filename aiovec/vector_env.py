@@ -398,12 +398,13 @@ class AsyncVectorEnv:
         by_worker = {index: request for index, request in enumerate(requests) if request is not None}
         call = pool.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, workers=asked, resets=by_worker)
         replies: list[BatchReply | None] = await pool.answered(call)
-        if call.failures and self._failed_rows is not None:
+        if (call.failures or call.mended) and self._failed_rows is not None:
             return self._mended_reset(self._failed_rows, pool, call, replies, target.env_ids, env_ids is not None)
         if not pool.shared:
             self._receive(pool, asked, replies, self._buffers[buffer], target.env_ids)
         self._settle(pool, call, replies)
         if self._failed_rows is not None:
+            pool.forget_lost()
             dynamic = (
                 self._dynamic(replies) if env_ids is None else self._dynamic_rows(target.env_ids, pool, asked, replies)
             )
@@ -451,7 +452,7 @@ class AsyncVectorEnv:
         call = pool.post_step(prepared, seq, self._ring.take())
         replies: list[BatchReply | None] = await pool.answered(call)
         buffer = self._buffers[call.buffer]
-        if call.failures and self._failed_rows is not None:
+        if (call.failures or call.mended) and self._failed_rows is not None:
             return self._mended_step(self._failed_rows, pool, call, replies, buffer)
         if not pool.shared:
             self._receive(pool, range(len(pool.workers)), replies, buffer, range(self._num_envs))
@@ -463,7 +464,7 @@ class AsyncVectorEnv:
         self._settle(pool, call, replies, terminations | truncations if self._waits_for_reset else None)
         if self._failed_rows is not None:
             self._failed_rows.keep(None, buffer, self._dynamic(replies))
-            self._failed_rows.restarts.stepped(frozenset())
+            pool.stepped(frozenset())
         return self._observations(call, replies), rewards, terminations, truncations, self._infos(pool, replies)
 
     def _settle(
@@ -501,7 +502,7 @@ class AsyncVectorEnv:
             buffer.terminations.copy(),
             buffer.truncations.copy(),
         )
-        failed_rows.restarts.stepped(frozenset(call.failures))
+        pool.stepped(frozenset(call.failures))
         ended = np.flatnonzero(terminations | truncations).tolist() if self._waits_for_reset else ()
         self._settle_mended(failed_rows, pool, call, ended)
         failed_rows.keep(None, buffer, dynamic)
@@ -535,6 +536,7 @@ class AsyncVectorEnv:
             env_index: "failed too often, and is built anew by a reset" for e in given_up for env_index in e.env_ids
         }
         pool.states.settle(call.seq, failed, ended)
+        pool.forget_lost()
         if not call.resets:
             pool.states.forget(list(call.failures))
         if given_up:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,9 @@ import gymnasium as gym
 import numpy as np
 
 SPACE = gym.spaces.Dict({"numbers": gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), "text": gym.spaces.Text(20)})
+
+
+SLOW = 2
 
 
 def raise_an_error() -> None:
@@ -35,6 +39,8 @@ class Flaky(gym.Env[Any, Any]):
             self.built = file.read().split().count(str(index))
         if os.path.exists(f"{log}.{index}.broken"):
             failing()
+        if os.path.exists(f"{log}.{index}.stuck"):
+            time.sleep(60)
 
     def _observation(self) -> Any:
         numbers = np.array([self.index, self.built, self.steps], np.float32)
@@ -50,8 +56,19 @@ class Flaky(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if action == 1:
             self.failing()
+        if action == SLOW:
+            time.sleep(0.5)
         self.steps += 1
         return self._observation(), float(self.steps), False, False, {"steps": self.steps}
 
     def fail(self) -> None:
         self.failing()
+
+
+class Unlucky(Flaky):
+    """Its second one cannot be reset either."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if self.built == 2:
+            raise RuntimeError("This one neither.")
+        return super().reset(seed=seed)

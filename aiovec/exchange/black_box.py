@@ -46,10 +46,12 @@ class Doing(NamedTuple):
     Attributes:
         row: Which of the worker's envs.
         phase: What it is asked for.
+        number: Differs between two calls of the same row and phase.
     """
 
     row: int
     phase: Phase
+    number: int = 0
 
 
 class BlackBox:
@@ -76,8 +78,8 @@ class BlackBox:
     @property
     def doing(self) -> Doing | None:
         """The env's call that the worker is in at this moment, or was in when it ended."""
-        code = self._page[0]
-        return None if code == IDLE else Doing(code % _ROWS, Phase(code // _ROWS))
+        code, number = self._page[:2]
+        return None if code == IDLE else Doing(code % _ROWS, Phase(code // _ROWS), number)
 
     @property
     def stack_nbytes(self) -> int:
@@ -99,7 +101,8 @@ def open_black_box(fd: int) -> memoryview:
     """The worker's side: has `faulthandler` write into the file.
 
     Returns:
-        One integer: `IDLE`, or the `doing_code` of the env's call that comes next.
+        Two integers: `IDLE`, or the `doing_code` of the env's call that comes next; and a number that rises with each
+        call, but for the steps of one request, which differ in their row.
     """
     os.set_inheritable(fd, False)
     faulthandler.enable(fd)

@@ -50,7 +50,7 @@ class InProcessWorker:
         self.ended: asyncio.Event = asyncio.Event()
         self._replied = replied
         self._resume = resume
-        self._core = WorkerCore(self._capture, slab, [IDLE])
+        self._core = WorkerCore(self._capture, slab, [IDLE, 0])
         self._traceback_locals = False
         self._handlers: dict[int, Callable[[int, Any], Any]] = {
             FrameKind.BUILD: lambda _buffer, message: self._build(message),

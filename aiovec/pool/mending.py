@@ -9,6 +9,7 @@ starts at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from aiovec.errors import CrashLoopError, WorkerStartError
@@ -60,6 +61,15 @@ class Mending:
                     if env_index in self._losses:
                         call.failures[env_index] = [self._losses.pop(env_index)]
 
+    @property
+    def lost_env_ids(self) -> list[int]:
+        """Envs that ended with their worker, which no row has told yet."""
+        return list(self._losses)
+
+    def stepped(self, failed: AbstractSet[int]) -> None:
+        """A step was answered in which these failed; who was lost since has not succeeded either."""
+        self.restarts.stepped({*failed, *self._losses})
+
     def is_whole(self, call: PendingCall, index: int, payload: Any) -> bool:
         """Whether an answer is all that there is of this worker."""
         if call.is_dropped:
@@ -76,9 +86,14 @@ class Mending:
         call.parts.append((list(worker.env_ids) if is_whole else call.asked[index], reply))
         failed: list[int] = []
         for record in reply.failures:
+            if record.env_index not in call.asked[index]:  # a request that could not be read names them all
+                continue
             exception = restore(record)
             if isinstance(exception, EnvLost):
-                exception = self._losses.pop(record.env_index)
+                loss = self._losses.pop(record.env_index, None)
+                if loss is None:  # a reset has told it since: this call was cancelled before
+                    continue
+                exception = loss
             else:
                 self.restarts.failed(record.env_index, exception)
             call.failures.setdefault(record.env_index, []).append(exception)
@@ -101,7 +116,9 @@ class Mending:
             self.restarts.failed(env_index, death)
             self._losses[env_index] = death
         for call in waiting:
-            for env_index in () if call.is_dropped else call.asked[index]:
+            if call.is_dropped or call.is_abandoned:  # nobody would hear of it
+                continue
+            for env_index in call.asked[index]:
                 if env_index not in told:
                     call.failures.setdefault(env_index, []).append(death)
                     self._losses.pop(env_index, None)

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from typing import Any
 
@@ -92,7 +93,9 @@ class Pool:
         self._may_be_together = num_workers > 1 and shared_memory
         self._together = self._may_be_together
         self._apart_since = 0  # the number of the last call before a worker died, or took another's place
-        self._watch = None if step_timeout is None else Watch(loop, step_timeout, self._stuck)
+        self._watch: Watch | None = None
+        if step_timeout is not None or restarts is not None:
+            self._watch = Watch(loop, step_timeout or float("inf"), start_timeout, self._stuck)
         self._calls: dict[int, PendingCall] = {}
         self._answered: list[Answer] = []  # complete, and to be resumed when the callback at hand ends
         self._reply_areas: list[ReplyArea] = []
@@ -347,6 +350,17 @@ class Pool:
         if not self._together:
             self._come_together(call)
 
+    def stepped(self, failed: AbstractSet[int]) -> None:
+        """With `on_failure="restart"`: a step was taken in which these failed."""
+        if self.mending is not None:
+            self.mending.stepped(failed)
+            self.forget_lost()
+
+    def forget_lost(self) -> None:
+        """Envs that were lost while others still answered have no observation to repeat, although they gave one."""
+        if self.mending is not None and self.mending.lost_env_ids:
+            self.states.forget(self.mending.lost_env_ids)
+
     def drop_unowed(self) -> None:
         """Drops the calls that were cancelled, and whose envs have all been reset since."""
         for call in list(self._calls.values()):
@@ -392,6 +406,8 @@ class Pool:
     def _take_reply_areas(self, call: PendingCall, workers: Iterable[int]) -> None:
         """Takes what workers have left of a step; a reply too large for its area is on its way by the socket."""
         for index in tuple(workers) if self._reply_areas else ():
+            if index in call.mended:
+                continue  # what it had left was taken, and it was asked again
             reply = self._reply_areas[index].take(call.seq)
             if reply is not None and not self.workers[index].is_condemned:
                 self._take(call, index, reply)

@@ -62,7 +62,7 @@ class Restarts:
         """A step was answered in which these failed: for all others it was a success, or their reset."""
         if not self._stories:
             return
-        for env_index in [index for index in self._stories if index not in failed]:
+        for env_index in [index for index in self._stories if index not in failed and index not in self._given_up]:
             if env_index in self._resetting:
                 self._resetting.discard(env_index)
             else:
@@ -75,7 +75,7 @@ class Restarts:
         for env_index in env_ids:
             self._resetting.discard(env_index)
             if self.is_exhausted(env_index):
-                del self._stories[env_index]
+                self._stories.pop(env_index, None)
                 self._given_up.discard(env_index)
 
     def crash_loops(self, env_ids: Iterable[int]) -> list[CrashLoopError]:

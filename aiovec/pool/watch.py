@@ -28,34 +28,40 @@ class Sightings:
     """Since when each worker was seen in the same call of the same env; a pure function of what it is told.
 
     Args:
-        limit: Seconds.
+        limit: Seconds for each call of an env.
+        build_limit: Seconds for its construction.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, build_limit: float) -> None:
         self._limit = limit
+        self._build_limit = build_limit
         self._seen: dict[int, tuple[tuple[int, Doing], float]] = {}
 
     def __repr__(self) -> str:
         return f"<Sightings of {sorted(self._seen)}>"
 
-    def see(self, index: int, seq: int | None, doing: Doing | None, now: float) -> bool:
+    def limit_of(self, doing: Doing) -> float:
+        """Seconds that this may take."""
+        return self._build_limit if doing.phase is Phase.BUILD else self._limit
+
+    def see(self, index: int, pid: int, doing: Doing | None, now: float) -> bool:
         """Whether this worker is stuck: to be told once.
 
         Args:
             index: The worker.
-            seq: The call that it serves, if any.
+            pid: Its process: another one may have taken its place.
             doing: The env that it is in, if any.
             now: Seconds.
         """
-        if seq is None or doing is None or doing.phase is Phase.BUILD:  # a start has a limit of its own
+        if doing is None:
             self._seen.pop(index, None)
             return False
-        sight = (seq, doing)
+        sight = (pid, doing)
         known, since = self._seen.get(index, (None, now))
         if known != sight:
             self._seen[index] = (sight, now)
             return False
-        if now - since < self._limit:
+        if now - since < self.limit_of(doing):
             return False
         self._seen[index] = (sight, float("inf"))
         return True
@@ -67,17 +73,22 @@ class Watch:
     Args:
         loop: Where.
         limit: Seconds that one env's call may take.
+        build_limit: Seconds that its construction may take.
         stuck: Called with the worker's index, what it is doing, and the limit.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, limit: float, stuck: Callable[[int, Doing, float], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limit: float,
+        build_limit: float,
+        stuck: Callable[[int, Doing, float], None],
     ) -> None:
         self._loop = loop
         self._limit = limit
-        self._interval = min(limit / _LOOKS_PER_LIMIT, _LONGEST_INTERVAL_SECONDS)
+        self._interval = min(limit / _LOOKS_PER_LIMIT, build_limit / _LOOKS_PER_LIMIT, _LONGEST_INTERVAL_SECONDS)
         self._stuck = stuck
-        self._sightings = Sightings(limit)
+        self._sightings = Sightings(limit, build_limit)
         self._next: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -98,10 +109,9 @@ class Watch:
         self._next = None
         now = self._loop.time()
         for worker in workers:
-            serving = min((seq for seq, call in calls.items() if worker.index in call.missing), default=None)
             doing = worker.doing if worker.alive else None
-            if self._sightings.see(worker.index, serving, doing, now) and doing is not None:
-                self._stuck(worker.index, doing, self._limit)
+            if self._sightings.see(worker.index, worker.pid, doing, now) and doing is not None:
+                self._stuck(worker.index, doing, self._sightings.limit_of(doing))
         if calls:
             self.begin(workers, calls)
 

@@ -11,7 +11,7 @@ import copy
 import functools
 import operator
 import time
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -52,7 +52,7 @@ class EnvHost:
     Args:
         request: What to build.
         capture: Turns an env's exception into what the reply bears.
-        doing: Its one item tells which env is called at the moment; see `exchange.black_box`.
+        doing: Tells which env is called at the moment; see `exchange.black_box.open_black_box`.
     """
 
     def __init__(self, request: BuildRequest, capture: Capture, doing: MutableSequence[int] | memoryview) -> None:
@@ -118,11 +118,8 @@ class EnvHost:
 
     def _build(self, row: int) -> gym.Env[Any, Any]:
         env_index, env_fn = self.env_ids[row], self._env_fns[row]
-        self._doing[0] = doing_code(row, Phase.BUILD)
-        try:
+        with self._calling(row, Phase.BUILD):
             env: Any = (pickles.loads(env_fn) if isinstance(env_fn, bytes) else env_fn)()
-        finally:
-            self._doing[0] = IDLE
         if not isinstance(env, gym.Env):
             raise TypeError(f"env_fns[{env_index}] returned {env!r}, which is not a gymnasium.Env")
         for name in ("observation_space", "action_space"):
@@ -173,6 +170,7 @@ class EnvHost:
         errors: dict[int, BaseException] = {}
         doing, row, transition = self._doing, 0, _PENDING
         self._num_steps += 1
+        doing[1] += 1
         turns = zip(range(len(observations)), self._calls, actions, strict=False)  # the parent counted the actions
         while True:
             try:
@@ -231,6 +229,7 @@ class EnvHost:
         if row in self._unbuilt:
             self._build_anew(row)
         env = self.envs[row]
+        self._doing[1] += 1
         self._doing[0] = doing_code(row, Phase.RESET)
         try:
             result: Any = env.reset(**arguments)
@@ -247,8 +246,8 @@ class EnvHost:
             self._unbuilt[row] = _TOLD
             raise error
         if self.envs[row] is not _NO_ENV:
-            with contextlib.suppress(BaseException):  # it has failed, and that was told
-                self.envs[row].close()
+            with contextlib.suppress(BaseException), self._calling(row, Phase.CLOSE):
+                self.envs[row].close()  # whatever that raises: the env has failed, and that was told
             self.envs[row] = _NO_ENV
         time.sleep(restart_delay(self._failed[row][1] if row in self._failed else 0))
         self.envs[row] = self._build(row)
@@ -417,14 +416,23 @@ class EnvHost:
         results: list[Any] = []
         failures: list[FailureRecord] = []
         for position, row in enumerate(range(len(self.envs)) if rows is None else rows):
-            self._doing[0] = doing_code(row, phase)
             try:
-                results.append(function(row, position))
+                with self._calling(row, phase):
+                    results.append(function(row, position))
             except BaseException as exception:  # noqa: BLE001
                 results.append(None)
                 failures.append(self._fail(exception, self.env_ids[row], command))
-        self._doing[0] = IDLE
         return CallReply(results, failures)
+
+    @contextlib.contextmanager
+    def _calling(self, row: int, phase: Phase) -> Iterator[None]:
+        """Writes down that an env is called, off the step path."""
+        self._doing[1] += 1
+        self._doing[0] = doing_code(row, phase)
+        try:
+            yield
+        finally:
+            self._doing[0] = IDLE
 
 
 def _tell_loss(_action: Any) -> Transition:

@@ -120,7 +120,7 @@ class _Server:
         """The answer to a request that failed as a whole: every env of this worker failed in it."""
         command = FrameKind(frame.kind).name.lower()
         exception.add_note("the worker could not read the request, or could not pickle its answer")
-        failures = [self._capture_on_the_way(exception, env_index, command) for env_index in self._core.env_ids]
+        failures = [self._capture(exception, env_index, command) for env_index in self._core.env_ids]
         if frame.kind == FrameKind.BUILD:
             return BuildReply([], {}, None, failures)
         if frame.kind in (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.RESET):

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from fault_envs import BOUND_SECONDS, end_with_sigkill, hang_in_c, segfault
-from flaky_envs import Flaky, raise_an_error
+from flaky_envs import SLOW, Flaky, Unlucky, raise_an_error
 from gymnasium.vector import AutoresetMode
 
 from aiovec import AsyncVectorEnv, CrashLoopError, EnvTimeoutError, WorkerDied, failures
@@ -264,3 +264,101 @@ async def test_envs_of_other_workers_do_not_notice(mode: AutoresetMode) -> None:
     for before, after in zip(undisturbed, disturbed, strict=True):
         for one, other in zip(before, after, strict=True):
             assert one.tobytes() == other.tobytes()
+
+
+# ---- several things at once: each of these was found by an attack
+
+
+async def test_a_new_env_that_fails_beside_a_death(tmp_path: Path) -> None:
+    """Each failure is counted once, and each env is reset as often as it needs."""
+    log = str(tmp_path / "log")
+    env_fns: list[Any] = [functools.partial(Unlucky, raise_an_error, 0, log)]
+    env_fns += [functools.partial(Flaky, end_with_sigkill, index, log) for index in (1, 2, 3)]
+    vectors = AsyncVectorEnv(
+        env_fns, num_workers=2, on_failure="restart", autoreset_mode=AutoresetMode.SAME_STEP, max_restarts=2
+    )
+    async with asyncio.timeout(BOUND_SECONDS), vectors as envs:
+        await envs.reset()
+        _, rewards, *_, infos = await envs.step([1, 0, 1, 0])
+        np.testing.assert_array_equal(rewards, [np.nan, 1, np.nan, np.nan])
+        np.testing.assert_array_equal(infos["generation"], [2, 0, 1, 1])
+        observations, rewards, *_, infos = await envs.step([0] * NUM_ENVS)
+        np.testing.assert_array_equal(observations[:, 1:], [[3, 1], [1, 2], [2, 1], [2, 1]])
+        assert "failure" not in infos
+
+
+async def test_a_death_behind_an_answer_counts(tmp_path: Path) -> None:
+    """The step in which it had answered is no success that came after it."""
+    async with (
+        asyncio.timeout(2 * BOUND_SECONDS),
+        vector("SIGKILL", tmp_path, AutoresetMode.NEXT_STEP, 2, max_restarts=1) as envs,
+    ):
+        await envs.reset()
+        await envs.step(ACTIONS)
+        await envs.step([0] * NUM_ENVS)
+        worker = envs._started.pool.workers[1]  # type: ignore[union-attr]
+        step = asyncio.create_task(envs.step([SLOW, SLOW, 0, 0]))
+        while await envs.get_attr("steps", env_ids=[3]) == (0,):
+            await asyncio.sleep(0)
+        os.kill(worker.pid, signal.SIGKILL)
+        await worker.ended.wait()
+        observations, *_ = await step
+        assert observations[:, 2].tolist() == [3, 3, 1, 1]
+        with pytest.raises(CrashLoopError, match="envs 2, 3 failed 2 times"):
+            await envs.step([0] * NUM_ENVS)
+        await envs.reset()
+        await envs.step([0] * NUM_ENVS)
+
+
+async def test_a_loss_that_a_reset_tells_before_a_cancelled_step_could(tmp_path: Path) -> None:
+    """It is told once, by whoever comes first to somebody."""
+    async with asyncio.timeout(BOUND_SECONDS), vector("SIGKILL", tmp_path, AutoresetMode.NEXT_STEP, 2) as envs:
+        await envs.reset()
+        worker = envs._started.pool.workers[1]  # type: ignore[union-attr]
+        os.kill(worker.pid, signal.SIGKILL)
+        await worker.ended.wait()
+        step = asyncio.create_task(envs.step([0] * NUM_ENVS))
+        await asyncio.sleep(0)
+        step.cancel()
+        await asyncio.wait([step])
+        _, infos = await envs.reset(env_ids=[2])
+        assert isinstance(infos["failure"][0], WorkerDied)
+        await envs.reset()
+        await envs.step([0] * NUM_ENVS)
+
+
+@pytest.mark.parametrize("is_dict", [False, True])
+async def test_a_death_during_a_reset_behind_a_cancelled_step(is_dict: bool, tmp_path: Path) -> None:
+    """The reset that somebody awaits tells it."""
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        vector("SIGKILL", tmp_path, AutoresetMode.NEXT_STEP, 2, is_dict=is_dict) as envs,
+    ):
+        await envs.reset()
+        step = asyncio.create_task(envs.step([0, 0, SLOW, 0]))
+        await asyncio.sleep(0)
+        step.cancel()
+        reset = asyncio.create_task(envs.reset(env_ids=[3, 0]))
+        await asyncio.sleep(0)
+        os.kill(envs._started.pool.workers[1].pid, signal.SIGKILL)  # type: ignore[union-attr]
+        observations, infos = await reset
+        np.testing.assert_array_equal(numbers(observations), [[3, 2, 0], [0, 1, 0]])
+        assert isinstance(infos["failure"][0], WorkerDied)
+
+
+async def test_an_env_that_is_stuck_while_it_is_built_anew(tmp_path: Path) -> None:
+    """In a worker that lives, `start_timeout` bounds it."""
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        vector("raise", tmp_path, AutoresetMode.NEXT_STEP, 2, start_timeout=1) as envs,
+    ):
+        await envs.reset()
+        stuck = tmp_path / f"log.{FAILING}.stuck"
+        stuck.touch()
+        await envs.step(ACTIONS)
+        *_, infos = await envs.step([0] * NUM_ENVS)
+        assert isinstance(infos["failure"][FAILING], EnvTimeoutError)
+        assert infos["failure"][FAILING].command == "build"
+        stuck.unlink()
+        await envs.reset()
+        await envs.step([0] * NUM_ENVS)

@@ -39,7 +39,7 @@ class Hosted:
         self, env_fns: Sequence[Callable[[], Any]], mode: AutoresetMode = AutoresetMode.NEXT_STEP, first: int = FIRST
     ) -> None:
         self.ids = range(first, first + len(env_fns))
-        self.host = EnvHost(BuildRequest(self.ids, tuple(env_fns), mode), capture, [IDLE])
+        self.host = EnvHost(BuildRequest(self.ids, tuple(env_fns), mode), capture, [IDLE, 0])
         built = self.host.build()
         assert not built.failures
         self.layout = Layout(built.spaces[0].observation_space)
@@ -399,7 +399,7 @@ def test_every_failed_construction_is_told_and_the_rest_closed() -> None:
         return made[-1]
 
     makers = (good, raises(ValueError("x")), lambda: "no env", b"no pickle", good)
-    host = EnvHost(BuildRequest(range(2, 7), makers, AutoresetMode.NEXT_STEP), capture, [IDLE])  # type: ignore[arg-type]
+    host = EnvHost(BuildRequest(range(2, 7), makers, AutoresetMode.NEXT_STEP), capture, [IDLE, 0])  # type: ignore[arg-type]
     reply = host.build()
     assert failed(reply) == {3: "ValueError", 4: "TypeError", 5: "UnpicklingError"}
     assert {record.command for record in reply.failures} == {"build"}
@@ -421,7 +421,7 @@ def test_build_tells_distinct_spaces_once() -> None:
             self.observation_space = spaces.Box(0, 1, (9,))
 
     makers = (pickles.dumps_to_worker(Wide), Counter, Wide, Counter)
-    reply = EnvHost(BuildRequest(range(4), makers, AutoresetMode.NEXT_STEP), capture, [IDLE]).build()
+    reply = EnvHost(BuildRequest(range(4), makers, AutoresetMode.NEXT_STEP), capture, [IDLE, 0]).build()
     assert [fact.env_ids for fact in reply.spaces] == [[0, 2], [1, 3]]
     assert reply.metadata == {"render_modes": ["ansi"]}
     assert reply.render_mode == "ansi"

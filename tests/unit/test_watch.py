@@ -13,7 +13,7 @@ WORKER = 0
 
 def test_who_is_seen_in_one_call_for_the_whole_limit_is_stuck() -> None:
     """Told once; not before the limit has passed since it was first seen."""
-    sightings = Sightings(1.0)
+    sightings = Sightings(1.0, 5.0)
     assert not sightings.see(WORKER, 7, IN_STEP, 10.0)
     assert not sightings.see(WORKER, 7, IN_STEP, 10.9)
     assert sightings.see(WORKER, 7, IN_STEP, 11.0)
@@ -21,30 +21,46 @@ def test_who_is_seen_in_one_call_for_the_whole_limit_is_stuck() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seq", "doing"),
+    ("pid", "doing"),
     [
-        (8, IN_STEP),  # the same env, in the next step
+        (7, IN_STEP._replace(number=1)),  # the same env, in the next step
         (7, Doing(4, Phase.STEP)),
         (7, Doing(3, Phase.RESET)),  # an autoreset
         (7, None),
-        (None, IN_STEP),
+        (8, IN_STEP),  # a worker that has taken the place
         (7, Doing(3, Phase.BUILD)),
     ],
 )
-def test_any_progress_begins_the_time_anew(seq: int | None, doing: Doing | None) -> None:
+def test_any_progress_begins_the_time_anew(pid: int, doing: Doing | None) -> None:
     """Two thousand envs may take as long as they like together."""
-    sightings = Sightings(1.0)
+    sightings = Sightings(1.0, 5.0)
     sightings.see(WORKER, 7, IN_STEP, 10.0)
-    assert not sightings.see(WORKER, seq, doing, 11.5)
-    assert not sightings.see(WORKER, seq, doing, 12.4)
+    assert not sightings.see(WORKER, pid, doing, 11.5)
+    assert not sightings.see(WORKER, pid, doing, 12.4)
     assert not sightings.see(WORKER, 7, IN_STEP, 12.4)
     assert not sightings.see(WORKER, 7, IN_STEP, 13.3)
     assert sightings.see(WORKER, 7, IN_STEP, 13.5)
 
 
+def test_a_construction_has_a_limit_of_its_own() -> None:
+    sightings = Sightings(1.0, 5.0)
+    building = Doing(0, Phase.BUILD)
+    sightings.see(WORKER, 7, building, 10.0)
+    assert not sightings.see(WORKER, 7, building, 14.9)
+    assert sightings.see(WORKER, 7, building, 15.0)
+
+
+def test_a_second_worker_that_is_stuck_in_the_same_way_is_told_too() -> None:
+    sightings = Sightings(1.0, 5.0)
+    sightings.see(WORKER, 7, IN_STEP, 10.0)
+    assert sightings.see(WORKER, 7, IN_STEP, 11.0)
+    sightings.see(WORKER, 8, IN_STEP, 11.3)
+    assert sightings.see(WORKER, 8, IN_STEP, 12.3)
+
+
 def test_workers_are_seen_each_for_itself() -> None:
     """One that goes on does not excuse another."""
-    sightings = Sightings(1.0)
+    sightings = Sightings(1.0, 5.0)
     for worker in range(2):
         sightings.see(worker, 7, IN_STEP, 0.0)
     assert not sightings.see(0, 8, IN_STEP, 1.0)
