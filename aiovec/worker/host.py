@@ -11,7 +11,7 @@ import copy
 import functools
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Generator, Iterable, MutableSequence, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -425,7 +425,7 @@ class EnvHost:
         return CallReply(results, failures)
 
     @contextlib.contextmanager
-    def _calling(self, row: int, phase: Phase) -> Iterator[None]:
+    def _calling(self, row: int, phase: Phase) -> Generator[None, None, None]:
         """Writes down that an env is called, off the step path."""
         self._doing[1] += 1
         self._doing[0] = doing_code(row, phase)
