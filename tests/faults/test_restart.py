@@ -53,13 +53,16 @@ def numbers(observations: Any) -> Any:
 
 ACTIONS = [1 if index == FAILING else 0 for index in range(NUM_ENVS)]
 CASES = [
-    (failure, num_workers) for failure in FAILURES for num_workers in (0, 1, 2, 4) if failure == "raise" or num_workers
+    (failure, num_workers)
+    for failure in FAILURES
+    for num_workers in (0, 1, 2, 4)
+    if failure == "raise" or (num_workers and (failure == "SIGKILL" or num_workers == 2))
 ]
+SHAPES = [(*case, "array") for case in CASES] + [(f, 2, shape) for f in FAILURES for shape in ("dict", "not shared")]
 
 
-@pytest.mark.parametrize("shape", ["array", "dict", "not shared"])
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
-@pytest.mark.parametrize(("failure", "num_workers"), CASES)
+@pytest.mark.parametrize(("failure", "num_workers", "shape"), SHAPES)
 async def test_a_failed_step(failure: str, num_workers: int, mode: AutoresetMode, shape: str, tmp_path: Path) -> None:
     """Its row says so in every way; the next one, or the user's reset, is that of the new env; the others go on."""
     options = {"is_dict": shape == "dict", "shared_memory": shape != "not shared"}
