@@ -36,7 +36,7 @@ def vector(failure: str, tmp_path: Path, mode: AutoresetMode, num_workers: int, 
     log, is_dict = str(tmp_path / "log"), options.pop("is_dict", False)
     env_fns = [functools.partial(Flaky, FAILURES[failure][0], index, log, is_dict) for index in range(NUM_ENVS)]
     if failure == "stuck":
-        options["step_timeout"] = 0.3
+        options["step_timeout"] = 0.6
     return AsyncVectorEnv(env_fns, num_workers=num_workers, autoreset_mode=mode, on_failure="restart", **options)
 
 
@@ -353,7 +353,7 @@ async def test_an_env_that_is_stuck_while_it_is_built_anew(tmp_path: Path) -> No
     """In a worker that lives, `start_timeout` bounds it."""
     async with (
         asyncio.timeout(BOUND_SECONDS),
-        vector("raise", tmp_path, AutoresetMode.NEXT_STEP, 2, start_timeout=1) as envs,
+        vector("raise", tmp_path, AutoresetMode.NEXT_STEP, 2, start_timeout=4) as envs,
     ):
         await envs.reset()
         stuck = tmp_path / f"log.{FAILING}.stuck"
