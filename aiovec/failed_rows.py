@@ -79,8 +79,6 @@ class FailedRows:
                 else:
                     for array, last in zip(buffer.observations, self._last, strict=True):
                         array[env_index] = last[env_index]
-                    for column, last_column in zip(dynamic, self._last_dynamic, strict=True):
-                        column[env_index] = copy.deepcopy(last_column[env_index])
             failure = {"failure": _one(exceptions), "generation": self.restarts.generation(env_index)}
             entries[env_index] = {**entry, **entries.get(env_index, {}), **failure}
         return dynamic, dict(sorted(entries.items()))

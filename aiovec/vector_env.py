@@ -26,6 +26,7 @@ from aiovec.exchange.slab import Buffer
 from aiovec.failed_rows import FailedRows, merged, rows_of
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.pool import Pool
+from aiovec.pool.restarts import GIVEN_UP
 from aiovec.pool.ring import HOME, Ring
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, Started, start
@@ -398,7 +399,7 @@ class AsyncVectorEnv:
         by_worker = {index: request for index, request in enumerate(requests) if request is not None}
         call = pool.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, workers=asked, resets=by_worker)
         replies: list[BatchReply | None] = await pool.answered(call)
-        if (call.failures or call.mended) and self._failed_rows is not None:
+        if self._failed_rows is not None and (call.failures or call.mended):
             return self._mended_reset(self._failed_rows, pool, call, replies, target.env_ids, env_ids is not None)
         if not pool.shared:
             self._receive(pool, asked, replies, self._buffers[buffer], target.env_ids)
@@ -452,7 +453,7 @@ class AsyncVectorEnv:
         call = pool.post_step(prepared, seq, self._ring.take())
         replies: list[BatchReply | None] = await pool.answered(call)
         buffer = self._buffers[call.buffer]
-        if (call.failures or call.mended) and self._failed_rows is not None:
+        if self._failed_rows is not None and (call.failures or call.mended):
             return self._mended_step(self._failed_rows, pool, call, replies, buffer)
         if not pool.shared:
             self._receive(pool, range(len(pool.workers)), replies, buffer, range(self._num_envs))
@@ -532,9 +533,7 @@ class AsyncVectorEnv:
         """Takes an answer in which envs failed; raises for those that failed too often."""
         pool.done(call)
         given_up = failed_rows.restarts.crash_loops(call.failures)
-        failed = {
-            env_index: "failed too often, and is built anew by a reset" for e in given_up for env_index in e.env_ids
-        }
+        failed = {env_index: GIVEN_UP for error in given_up for env_index in error.env_ids}
         pool.states.settle(call.seq, failed, ended)
         pool.forget_lost()
         if not call.resets:

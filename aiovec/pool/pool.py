@@ -31,7 +31,7 @@ from aiovec.pool.local import Death, LocalWorker
 from aiovec.pool.mending import Mending
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.process import WorkerProcess
-from aiovec.pool.restarts import Restarts
+from aiovec.pool.restarts import GIVEN_UP, Restarts
 from aiovec.pool.ring import HOME, Ring
 from aiovec.pool.states import EnvStates
 from aiovec.pool.watch import Watch, end_stuck
@@ -468,7 +468,7 @@ class Pool:
         crash_loops = mending.died(index, death, [call for call in waiting if call.is_batch])
         for error in crash_loops:
             for env_index in error.env_ids:
-                self.states.break_(env_index, "failed too often, and is built anew by a reset")
+                self.states.break_(env_index, GIVEN_UP)
         if not any(call.is_batch and not call.is_dropped for call in waiting):
             self._untold += crash_loops
         for call in concerned:

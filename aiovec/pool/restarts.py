@@ -14,7 +14,9 @@ from gymnasium.vector import AutoresetMode
 from aiovec.errors import CrashLoopError
 from aiovec.exchange.restart_delay import restart_delay
 
-__all__ = ["Restarts"]
+__all__ = ["GIVEN_UP", "Restarts"]
+
+GIVEN_UP = "failed too often: a reset builds anew"
 
 
 class Restarts:

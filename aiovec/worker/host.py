@@ -364,12 +364,13 @@ class EnvHost:
 
     def _fail(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
         traceback = exception.__traceback__
-        if (
+        while (
             traceback is not None
             and traceback.tb_next is not None
             and traceback.tb_frame.f_code.co_filename == __file__
         ):
-            exception.__traceback__ = traceback.tb_next  # our own frame tells the user nothing
+            traceback = traceback.tb_next  # our own frames tell the user nothing
+        exception.__traceback__ = traceback
         return self._capture(exception, env_index, command)
 
     # ---- calls
