@@ -244,6 +244,7 @@ class EnvTimeoutError(AiovecError, TimeoutError):
         lost_env_ids: Sequence[int] = (),
         pid: int | None = None,
         stack: str = "",
+        is_rebuilt: bool = False,
     ) -> None:
         self.env_ids: tuple[int, ...] = tuple(env_ids)
         self.lost_env_ids: tuple[int, ...] = tuple(lost_env_ids)
@@ -253,12 +254,21 @@ class EnvTimeoutError(AiovecError, TimeoutError):
         self.stack = stack
         text = f"{name_envs(env_ids)} did not end {command} within {seconds:g} s"
         if lost_env_ids:
-            text += f"; the worker (pid {pid}) was killed. {_how_to_rebuild(lost_env_ids)}"
+            advice = _REBUILT if is_rebuilt else _how_to_rebuild(lost_env_ids)
+            text += f"; the worker (pid {pid}) was killed. {advice}"
         super().__init__(text + _stack_text(stack))
 
-    def during(self, _command: str) -> EnvTimeoutError:
+    def during(self, _command: str | None, *, is_rebuilt: bool = False) -> EnvTimeoutError:
         """The same, for one more call that waits: each awaiting task raises an exception of its own."""
-        return _rebuild(type(self), self.args, self.__dict__)
+        return EnvTimeoutError(
+            self.env_ids,
+            self.command,
+            self.seconds,
+            lost_env_ids=self.lost_env_ids,
+            pid=self.pid,
+            stack=self.stack,
+            is_rebuilt=is_rebuilt,
+        )
 
 
 class CrashLoopError(AiovecError):
@@ -336,6 +346,7 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
         *,
         env_index: int | None = None,
         stack: str = "",
+        is_rebuilt: bool = False,
     ) -> None:
         self.env_ids: tuple[int, ...] = tuple(env_ids)
         self.env_index = env_index
@@ -353,18 +364,19 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
         during = f"during {command}" if command else "while idle"
         inside = f", inside env {env_index}" if env_index is not None and len(env_ids) > 1 else ""
         tail = f"\nThe end of its stderr:\n{stderr.rstrip()}" if stderr.strip() else ""
+        advice = _REBUILT if is_rebuilt else _how_to_rebuild(env_ids) if command not in _AT_THE_START else ""
         super().__init__(
-            f"the worker of {name_envs(env_ids)} (pid {pid}) {how} {during}{inside}. "
-            f"{_how_to_rebuild(env_ids) if command not in _AT_THE_START else ''}{_stack_text(stack)}{tail}"
+            f"the worker of {name_envs(env_ids)} (pid {pid}) {how} {during}{inside}. {advice}{_stack_text(stack)}{tail}"
         )
 
-    def during(self, command: str) -> WorkerDied:
+    def during(self, command: str | None, *, is_rebuilt: bool = False) -> WorkerDied:
         """The same, as it is told to a call that waits."""
         facts = (self.env_ids, self.pid, self.exitcode, command, self.stderr)
-        return WorkerDied(*facts, env_index=self.env_index, stack=self.stack)
+        return WorkerDied(*facts, env_index=self.env_index, stack=self.stack, is_rebuilt=is_rebuilt)
 
 
 _AT_THE_START = ("build", "map")  # of which nothing is left
+_REBUILT = "Another worker builds its envs anew."  # with `on_failure="restart"`
 
 
 def _how_to_rebuild(env_ids: Sequence[int]) -> str:

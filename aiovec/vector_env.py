@@ -1,39 +1,27 @@
-"""`AsyncVectorEnv`: who is asked, and how the answers become a batch."""
+"""`AsyncVectorEnv`: its life, and who is asked. How answers become a batch: `aiovec.batches`."""
 
 from __future__ import annotations
 
 import asyncio
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from itertools import chain
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import gymnasium as gym
-import numpy as np
-import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from aiovec.arguments import check_plan, env_ids_of, reset_targets
+from aiovec.batches import Batches, StepResult
 from aiovec.errors import ClosedEnvironmentError, NotStartedError, WrongLoopError
-from aiovec.exchange import infos as infos_
-from aiovec.exchange.actions import ActionWriter
 from aiovec.exchange.failures import as_one_exception
 from aiovec.exchange.frames import FrameKind
-from aiovec.exchange.messages import BatchReply, CallReply, CallRequest, ResetRequest, SetAttrRequest
-from aiovec.exchange.slab import Buffer
-from aiovec.failed_rows import FailedRows, merged, rows_of
-from aiovec.pool.pending_call import PendingCall
-from aiovec.pool.pool import Pool
-from aiovec.pool.restarts import GIVEN_UP
-from aiovec.pool.ring import HOME, Ring
+from aiovec.exchange.messages import BatchReply, CallReply, CallRequest, SetAttrRequest
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, Started, start
 
-__all__ = ["AsyncVectorEnv", "StepResult"]
-
-StepResult = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
+__all__ = ["AsyncVectorEnv"]
 
 
 class AsyncVectorEnv:
@@ -126,8 +114,8 @@ class AsyncVectorEnv:
         )
         self._close_grace = close_grace
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._batches: Batches | None = None
         self._num_envs = len(self._plan.env_fns)
-        self._waits_for_reset = self._plan.autoreset_mode is AutoresetMode.DISABLED
 
     # ---- what it is
 
@@ -236,20 +224,7 @@ class AsyncVectorEnv:
         return self
 
     def _take(self, started: Started) -> None:
-        pool = started.pool
-        assert pool.slab is not None  # noqa: S101
-        assert pool.ring is not None  # noqa: S101
-        geometry = pool.slab.geometry
-        self._layout = geometry.observations
-        self._actions = ActionWriter(started.spaces.single_action_space, self._num_envs)
-        if pool.shared:
-            self._actions.map(pool.slab.action_arrays())
-        self._ring: Ring = pool.ring
-        self._failed_rows = None
-        if pool.mending is not None:
-            mode = self._plan.autoreset_mode
-            self._failed_rows = FailedRows(self._layout, self._num_envs, mode, pool.mending.restarts)
-        self._buffers: list[Buffer] = [pool.slab.buffer(index) for index in range(geometry.num_buffers)]
+        self._batches = Batches(started, self._num_envs, self._plan.copy, self._plan.autoreset_mode)
         self._started = started
 
     async def close(self, *, terminate: bool = False) -> None:
@@ -304,7 +279,7 @@ class AsyncVectorEnv:
             self._started.pool.terminate()
             raise
         finally:
-            self._let_go()
+            self._batches = None  # it keeps the shared memory mapped; lent arrays do so by themselves
         records = [record for reply in replies for record in reply.failures]
         if records:
             raise as_one_exception("close", records)
@@ -316,13 +291,7 @@ class AsyncVectorEnv:
             self._start_task.cancel()
         if self._started is not None:
             self._started.pool.terminate()
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """Drops what keeps the shared memory mapped; lent arrays keep it by themselves."""
-        self._buffers = []
-        for name in ("_ring", "_actions"):
-            self.__dict__.pop(name, None)  # twice, where terminate() comes into a close
+            self._batches = None
 
     def __del__(self) -> None:
         if getattr(self, "_started", None) is None or self._closed:
@@ -335,15 +304,15 @@ class AsyncVectorEnv:
         )
         self.terminate()
 
-    def _ready(self, command: str) -> Pool:
-        """The pool, if this call may be made here and now."""
+    def _ready(self, command: str) -> Batches:
+        """What calls go through, if this one may be made here and now."""
         if self._closed:
             raise ClosedEnvironmentError(command)
-        if self._started is None:
+        if self._batches is None:
             raise NotStartedError(command)
         if asyncio.get_running_loop() is not self._loop:
             raise WrongLoopError(command)
-        return self._started.pool
+        return self._batches
 
     # ---- reset and step
 
@@ -382,37 +351,24 @@ class AsyncVectorEnv:
         """
         if not self._closed and self._started is None:
             await self._start("reset()")
-        pool = self._ready("reset()")
+        batches = self._ready("reset()")
+        pool = batches.pool
         target = reset_targets(self._num_envs, seed, options, env_ids)
-        requests: list[ResetRequest | None] = [target.request(worker.env_ids) for worker in pool.workers]
+        requests = {
+            worker.index: request for worker in pool.workers if (request := target.request(worker.env_ids)) is not None
+        }
         prepared = pool.prepare(requests)
-        asked = [index for index, request in enumerate(requests) if request is not None]
         if target.unmasked:
             pool.states.check_repeatable("reset", target.unmasked)
         pool.states.check_reset("reset", target.reset_ids)
-        pool.replace_dead(asked)
+        pool.replace_dead(requests)
         seq = pool.next_seq()
         # With a mask all rows are answered, but only the masked envs change their state.
         pool.states.begin_reset(seq, "reset", target.reset_ids)
         pool.drop_unowed()
-        buffer = HOME if env_ids is not None else self._ring.take()
-        by_worker = {index: request for index, request in enumerate(requests) if request is not None}
-        call = pool.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, workers=asked, resets=by_worker)
+        call = pool.post_reset(seq, prepared, requests, None if env_ids is None else target.env_ids)
         replies: list[BatchReply | None] = await pool.answered(call)
-        if self._failed_rows is not None and (call.failures or call.mended):
-            return self._mended_reset(self._failed_rows, pool, call, replies, target.env_ids, env_ids is not None)
-        if not pool.shared:
-            self._receive(pool, asked, replies, self._buffers[buffer], target.env_ids)
-        self._settle(pool, call, replies)
-        if self._failed_rows is not None:
-            pool.forget_lost()
-            dynamic = (
-                self._dynamic(replies) if env_ids is None else self._dynamic_rows(target.env_ids, pool, asked, replies)
-            )
-            self._failed_rows.keep(None if env_ids is None else target.env_ids, self._buffers[buffer], dynamic)
-        if env_ids is None:
-            return self._observations(call, replies), self._infos(pool, replies)
-        return self._rows(target.env_ids, pool, asked, replies)
+        return pool.completed(call, batches.reset_result, replies)
 
     async def step(self, actions: Any) -> StepResult:
         """Steps every env once.
@@ -440,189 +396,19 @@ class AsyncVectorEnv:
             asyncio.CancelledError: The envs go on with the step, and their answer is owed: `reset` discards
                 it.
         """
-        pool = self._ready("step()")
+        batches = self._ready("step()")
+        pool = batches.pool
         pool.raise_untold_death()
         seq = pool.next_seq()
         pool.states.begin_step(seq, "step")
         try:
-            rows = self._actions.write(actions)
-            prepared = pool.step_requests(rows)
+            prepared = pool.step_requests(batches.actions.write(actions))
         except BaseException:
             pool.states.settle(seq, {})  # nothing was sent: all are idle, as they were
             raise
-        call = pool.post_step(prepared, seq, self._ring.take())
+        call = pool.post_step(prepared, seq)
         replies: list[BatchReply | None] = await pool.answered(call)
-        buffer = self._buffers[call.buffer]
-        if self._failed_rows is not None and (call.failures or call.mended):
-            return self._mended_step(self._failed_rows, pool, call, replies, buffer)
-        if not pool.shared:
-            self._receive(pool, range(len(pool.workers)), replies, buffer, range(self._num_envs))
-        rewards, terminations, truncations = (
-            buffer.rewards.copy(),
-            buffer.terminations.copy(),
-            buffer.truncations.copy(),
-        )
-        self._settle(pool, call, replies, terminations | truncations if self._waits_for_reset else None)
-        if self._failed_rows is not None:
-            self._failed_rows.keep(None, buffer, self._dynamic(replies))
-            pool.stepped(frozenset())
-        return self._observations(call, replies), rewards, terminations, truncations, self._infos(pool, replies)
-
-    def _settle(
-        self,
-        pool: Pool,
-        call: PendingCall,
-        replies: list[BatchReply | None],
-        ended: npt.NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Takes an answer: states, and the failures of envs raised."""
-        pool.done(call)
-        if not replies and ended is None:  # the step path: nobody has anything to say
-            pool.states.settle(call.seq, {})
-            return
-        records = [record for reply in replies if reply is not None for record in reply.failures]
-        failed = {record.env_index: f"failed in {record.command}" for record in records}
-        pool.states.settle(call.seq, failed, np.flatnonzero(ended).tolist() if ended is not None else ())
-        if records:
-            self._ring.give_back(call.buffer)
-            raise as_one_exception(call.command, records)
-
-    # ---- batches in which some failed
-
-    def _mended_step(
-        self,
-        failed_rows: FailedRows,
-        pool: Pool,
-        call: PendingCall,
-        replies: list[BatchReply | None],
-        buffer: Buffer,
-    ) -> StepResult:
-        dynamic, entries = failed_rows.complete(pool, call, replies, buffer)
-        rewards, terminations, truncations = (
-            buffer.rewards.copy(),
-            buffer.terminations.copy(),
-            buffer.truncations.copy(),
-        )
-        pool.stepped(frozenset(call.failures))
-        ended = np.flatnonzero(terminations | truncations).tolist() if self._waits_for_reset else ()
-        self._settle_mended(failed_rows, pool, call, ended)
-        failed_rows.keep(None, buffer, dynamic)
-        infos = merged(entries, {index: index for index in range(self._num_envs)})
-        return self._assembled(call, dynamic), rewards, terminations, truncations, infos
-
-    def _mended_reset(
-        self,
-        failed_rows: FailedRows,
-        pool: Pool,
-        call: PendingCall,
-        replies: list[BatchReply | None],
-        env_ids: list[int],
-        is_part: bool,
-    ) -> tuple[Any, dict[str, Any]]:
-        buffer = self._buffers[call.buffer]
-        dynamic, entries = failed_rows.complete(pool, call, replies, buffer)
-        self._settle_mended(failed_rows, pool, call, ())
-        chosen = rows_of(dynamic, env_ids)
-        failed_rows.keep(env_ids, buffer, chosen)
-        infos = merged(entries, {env_index: row for row, env_index in enumerate(env_ids)})
-        if not is_part:
-            return self._assembled(call, dynamic), infos
-        return self._layout.assemble([array[env_ids] for array in buffer.observations], chosen), infos
-
-    def _settle_mended(self, failed_rows: FailedRows, pool: Pool, call: PendingCall, ended: Sequence[int]) -> None:
-        """Takes an answer in which envs failed; raises for those that failed too often."""
-        pool.done(call)
-        given_up = failed_rows.restarts.crash_loops(call.failures)
-        failed = {env_index: GIVEN_UP for error in given_up for env_index in error.env_ids}
-        pool.states.settle(call.seq, failed, ended)
-        pool.forget_lost()
-        if not call.resets:
-            pool.states.forget(list(call.failures))
-        if given_up:
-            self._ring.give_back(call.buffer)
-            if len(given_up) == 1:
-                raise given_up[0]
-            raise ExceptionGroup(f"{len(given_up)} failures in {call.command}", given_up)
-
-    # ---- how answers become a batch
-
-    def _receive(
-        self,
-        pool: Pool,
-        asked: Sequence[int],
-        replies: list[BatchReply | None],
-        buffer: Buffer,
-        env_ids: Sequence[int],
-    ) -> None:
-        """Without shared memory the rows come in the replies, and those of the answered envs are taken."""
-        for index, reply in zip(asked, replies, strict=True):
-            if reply is not None and reply.arrays:
-                own = pool.workers[index].env_ids
-                taken = [env_index for env_index in env_ids if env_index in own]
-                rows = [env_index - own.start for env_index in taken]
-                for array, sent in zip(buffer.arrays(), reply.arrays, strict=True):
-                    array[taken] = sent[rows]
-
-    def _observations(self, call: PendingCall, replies: list[BatchReply | None]) -> Any:
-        """The observations of a whole batch, theirs to keep who asked."""
-        return self._assembled(call, self._dynamic(replies))
-
-    def _assembled(self, call: PendingCall, dynamic: list[list[Any]]) -> Any:
-        arrays: list[npt.NDArray[Any]]
-        if call.buffer != HOME:
-            arrays = self._ring.lend(call.buffer)
-        elif self._plan.copy is False:
-            arrays = self._buffers[HOME].observations
-        else:
-            arrays = [array.copy() for array in self._buffers[HOME].observations]
-        return self._layout.assemble(arrays, dynamic)
-
-    def _dynamic(self, replies: list[BatchReply | None]) -> list[list[Any]]:
-        """The values of all envs, for each leaf without a fixed size."""
-        if not self._layout.dynamic:
-            return []
-        by_worker = [reply.dynamic for reply in replies if reply is not None]
-        return [list(chain.from_iterable(parts)) for parts in zip(*by_worker, strict=True)]
-
-    def _infos(self, pool: Pool, replies: list[BatchReply | None]) -> dict[str, Any]:
-        if not replies:
-            return {}
-        parts = [
-            (worker.env_ids, reply.infos)
-            for worker, reply in zip(pool.workers, replies, strict=True)
-            if reply is not None and reply.infos
-        ]
-        return infos_.merge(parts, self._num_envs) if parts else {}
-
-    def _rows(
-        self, env_ids: list[int], pool: Pool, asked: list[int], replies: list[BatchReply | None]
-    ) -> tuple[Any, dict[str, Any]]:
-        """The rows of some envs, in their order."""
-        position = {env_index: row for row, env_index in enumerate(env_ids)}
-        parts = []
-        for index, reply in zip(asked, replies or [None] * len(asked), strict=True):
-            if reply is None:
-                continue
-            own = pool.workers[index].env_ids
-            answered = [env_index for env_index in env_ids if env_index in own]
-            if reply.infos:
-                parts.append(([position[i] for i in sorted(answered)], infos_.renumber(reply.infos, position)))
-        arrays = [array[env_ids] for array in self._buffers[HOME].observations]
-        dynamic = self._dynamic_rows(env_ids, pool, asked, replies)
-        return self._layout.assemble(arrays, dynamic), infos_.merge(parts, len(env_ids)) if parts else {}
-
-    def _dynamic_rows(
-        self, env_ids: list[int], pool: Pool, asked: list[int], replies: list[BatchReply | None]
-    ) -> list[list[Any]]:
-        """The values of some envs in their order, for each leaf without a fixed size."""
-        position = {env_index: row for row, env_index in enumerate(env_ids)}
-        dynamic: list[list[Any]] = [[None] * len(env_ids) for _ in self._layout.dynamic]
-        for index, reply in zip(asked, replies or [None] * len(asked), strict=True):
-            answered = [env_index for env_index in env_ids if env_index in pool.workers[index].env_ids]
-            for column, values in zip(dynamic, reply.dynamic if reply is not None else (), strict=reply is not None):
-                for env_index, value in zip(answered, values, strict=True):
-                    column[position[env_index]] = value
-        return dynamic
+        return pool.completed(call, batches.step_result, replies)
 
     # ---- calls
 
@@ -685,22 +471,22 @@ class AsyncVectorEnv:
         env_ids: Sequence[int] | None,
         request: Callable[[list[int] | None, Sequence[int]], CallRequest | SetAttrRequest],
     ) -> tuple[Any, ...]:
-        pool = self._ready(f"{name}()")
+        pool = self._ready(f"{name}()").pool
         ids = range(self._num_envs) if env_ids is None else env_ids_of(self._num_envs, env_ids)
-        messages: list[CallRequest | SetAttrRequest | None] = []
-        by_worker: list[list[int]] = []
+        asked: dict[int, list[int]] = {}
+        messages: dict[int, CallRequest | SetAttrRequest] = {}
         for worker in pool.workers:
             chosen = [env_index for env_index in ids if env_index in worker.env_ids]
-            by_worker.append(chosen)
-            messages.append(request([i - worker.env_ids.start for i in chosen], chosen) if chosen else None)
-        asked = [index for index, message in enumerate(messages) if message is not None]
-        call = pool.post(kind, name, pool.prepare(messages), workers=asked)
+            if chosen:
+                asked[worker.index] = chosen
+                messages[worker.index] = request([i - worker.env_ids.start for i in chosen], chosen)
+        call = pool.post(kind, name, pool.prepare(messages))
         replies: list[CallReply] = await pool.answered(call)
         pool.done(call)
         records = [record for reply in replies for record in reply.failures]
         if records:
             raise as_one_exception(name, records)
         results: dict[int, Any] = {}
-        for index, reply in zip(asked, replies, strict=True):
-            results.update(zip(by_worker[index], reply.results, strict=True))
+        for chosen, reply in zip(asked.values(), replies, strict=True):
+            results.update(zip(chosen, reply.results, strict=True))
         return tuple(results[env_index] for env_index in ids)

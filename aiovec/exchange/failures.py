@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from aiovec.errors import Failure, RemoteError, add_note, mark_failures
 from aiovec.exchange import pickles
@@ -23,29 +24,27 @@ _LONGEST_VALUE = 200  # characters
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """What travels of one env's exception.
+    """One env's exception. It travels as bytes and text, and arrives with the exception loaded.
 
     Attributes:
         env_index: The env.
         pid: The worker's.
         command: What the env was asked for.
-        pickled: The exception, or empty where it did not survive the trial.
-        type_name: Its qualified name, for the fall-back.
-        text: Its text, for the fall-back.
-        formatted: Its traceback as text, for the fall-back.
-        original: The exception itself, where nothing had to travel.
+        exception: What it raised, or what stands for it where it could not travel.
         local_variables: Of its frames, as text, where that is wanted.
+        travelling: What of it is sent.
     """
 
     env_index: int
     pid: int
     command: str
-    pickled: bytes
-    type_name: str
-    text: str
-    formatted: str
-    original: BaseException | None = None
+    exception: BaseException
     local_variables: str = ""
+    travelling: Travelling | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = (self.env_index, self.pid, self.command, self.local_variables)
+        return _arrive, (*facts, self.travelling or _travelling(self.exception))
 
     @classmethod
     def of(
@@ -53,14 +52,34 @@ class FailureRecord:
     ) -> FailureRecord:
         """An exception that need not travel."""
         local_variables = _local_variables(exception) if traceback_locals else ""
-        return cls(env_index, pid, command, b"", "", "", "", exception, local_variables)
+        return cls(env_index, pid, command, exception, local_variables)
+
+
+class Travelling(NamedTuple):
+    """An exception on its way.
+
+    Attributes:
+        pickled: The exception, or empty where it did not survive the trial.
+        type_name: Its qualified name; this and what follows is for the fall-back.
+        text: Its text.
+        formatted: Its traceback as text.
+    """
+
+    pickled: bytes
+    type_name: str
+    text: str
+    formatted: str
 
 
 def capture(
     exception: BaseException, env_index: int, pid: int, command: str, traceback_locals: bool = False
 ) -> FailureRecord:
-    """Turns an exception into bytes and facts; never raises for what the exception holds or does."""
-    local_variables = _local_variables(exception) if traceback_locals else ""
+    """Turns an exception into what can be sent; never raises for what the exception holds or does."""
+    record = FailureRecord.of(exception, env_index, pid, command, traceback_locals)
+    return replace(record, travelling=_travelling(exception))
+
+
+def _travelling(exception: BaseException) -> Travelling:
     cls = type(exception)
     try:
         formatted = "".join(traceback.format_exception(exception))
@@ -72,8 +91,21 @@ def capture(
             pickled = b""
     except Exception:  # noqa: BLE001  this is the trial
         pickled = b""
-    text = _text(exception)
-    return FailureRecord(env_index, pid, command, pickled, _name(cls), text, formatted, local_variables=local_variables)
+    return Travelling(pickled, _name(cls), _text(exception), formatted)
+
+
+def _arrive(env_index: int, pid: int, command: str, local_variables: str, travelling: Travelling) -> FailureRecord:
+    """The other end of `FailureRecord.__reduce__`: whoever reads a reply need not load anything any more."""
+    return FailureRecord(env_index, pid, command, _load(travelling), local_variables)
+
+
+def _load(travelling: Travelling) -> BaseException:
+    if travelling.pickled:
+        try:
+            return pickles.loads(travelling.pickled)  # type: ignore[no-any-return]
+        except Exception:  # noqa: BLE001, S110  what loads in a worker may not load here: a class that is gone
+            pass
+    return RemoteError(travelling.type_name, travelling.text, travelling.formatted)
 
 
 def _local_variables(exception: BaseException) -> str:
@@ -95,22 +127,12 @@ def _shown(value: object) -> str:
 
 def restore(record: FailureRecord) -> Exception:
     """The exception to raise in the awaiting task, with a note and marked for `aiovec.failures`."""
-    exception = _load(record) if record.original is None else record.original
-    raised = wrap(exception)
+    raised = wrap(record.exception)
     add_note(raised, f"raised by env {record.env_index} during {record.command}, worker pid {record.pid}")
     if record.local_variables:
         add_note(raised, record.local_variables)
-    mark_failures(raised, [_failure(record, exception)])
+    mark_failures(raised, [_failure(record, record.exception)])
     return raised
-
-
-def _load(record: FailureRecord) -> BaseException:
-    if record.pickled:
-        try:
-            return pickles.loads(record.pickled)  # type: ignore[no-any-return]
-        except Exception:  # noqa: BLE001, S110  what loads in a worker may not load here: a class that is gone
-            pass
-    return RemoteError(record.type_name, record.text, record.formatted)
 
 
 def wrap(exception: BaseException) -> Exception:

@@ -19,7 +19,6 @@ from aiovec.exchange.infos import Columns
 from aiovec.exchange.packed_infos import PackedInfos
 
 __all__ = [
-    "FAILED_MARK",
     "BatchReply",
     "BuildReply",
     "BuildRequest",
@@ -157,11 +156,8 @@ class SetAttrRequest:
     values: Sequence[Any]
 
 
-FAILED_MARK = b"\1"  # before the pickle of a `BatchReply` that bears failures: a parent may have to act at once
-
-
 class BatchReply(NamedTuple):
-    """What `step` and `reset` answer beside the slab; with nothing to say the frame has no payload.
+    """What `step` and `reset` answer beside the slab; as bytes see `exchange.replies`.
 
     A named tuple, since it is on the step path: it pickles in a third of a dataclass's time.
 
@@ -169,7 +165,7 @@ class BatchReply(NamedTuple):
         infos: Columns by env index, or packed where that is all there is to say.
         dynamic: For each leaf without a fixed size the values of the answered rows.
         failures: The envs that failed; their rows hold nothing of this call.
-        arrays: The worker's rows of the buffer, where no memory is shared.
+        arrays: The answered rows of the buffer, where no memory is shared.
     """
 
     infos: Columns | PackedInfos

@@ -8,18 +8,18 @@ other tasks get theirs between two steps.
 from __future__ import annotations
 
 import asyncio
-import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiovec.errors import EnvTimeoutError
 from aiovec.exchange.black_box import IDLE, Doing
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.frames import Frame, FrameKind
-from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, MapRequest
+from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, MapRequest, ResetRequest
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.worker.core import WorkerCore
+from aiovec.worker.travel import copied_reply
 
 __all__ = ["InProcessWorker"]
 
@@ -55,8 +55,8 @@ class InProcessWorker:
         self._handlers: dict[int, Callable[[int, Any], Any]] = {
             FrameKind.BUILD: lambda _buffer, message: self._build(message),
             FrameKind.MAP: lambda _buffer, message: self._map(message),
-            FrameKind.STEP: lambda buffer, message: _own(self._core.step(buffer, message)),
-            FrameKind.RESET: lambda buffer, message: _own(self._core.reset(buffer, message)),
+            FrameKind.STEP: self._step,
+            FrameKind.RESET: self._reset,
             FrameKind.CALL: lambda _buffer, message: self._core.call(message),
             FrameKind.SET_ATTR: lambda _buffer, message: self._core.set_attr(message),
             FrameKind.CLOSE: lambda _buffer, _message: self._close(),
@@ -79,8 +79,8 @@ class InProcessWorker:
     def unpack(self, payload: Any) -> Any:
         return payload
 
-    def bears_failures(self, payload: Any) -> bool:
-        return payload is not None and bool(payload.failures)
+    def failed_envs(self, payload: BatchReply | None) -> Sequence[tuple[int, bool]]:
+        return [(record.env_index, False) for record in payload.failures] if payload is not None else ()
 
     def signal(self, number: int) -> None:
         """There is no process to signal."""
@@ -109,6 +109,13 @@ class InProcessWorker:
     def kill_as(self, verdict: EnvTimeoutError) -> None:
         """There is no process to kill; `step_timeout` is refused here."""
 
+    def _step(self, buffer: int, message: Any) -> BatchReply | None:
+        return copied_reply(self._core.step(buffer, message), self.env_ids, "step", self._capture_on_the_way)
+
+    def _reset(self, buffer: int, message: ResetRequest) -> BatchReply | None:
+        reply = self._core.reset(buffer, message)
+        return copied_reply(reply, self._core.answered_by(message), "reset", self._capture_on_the_way)
+
     def _build(self, message: BuildRequest) -> BuildReply:
         self._traceback_locals = message.traceback_locals
         return self._core.build(message)
@@ -121,15 +128,12 @@ class InProcessWorker:
         self.ended.set()
         return self._core.close()
 
+    def _capture_on_the_way(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
+        self._core.host.has_failed(env_index, exception)
+        return self._capture(exception, env_index, command)
+
     def _capture(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
         """The very exception, not a copy; a real Ctrl-C goes on as what it is."""
         if isinstance(exception, KeyboardInterrupt):
             raise exception
         return FailureRecord.of(exception, env_index, os.getpid(), command, self._traceback_locals)
-
-
-def _own(reply: BatchReply | None) -> BatchReply | None:
-    """What did not go into the slab is the env's own object until it is copied: what we return never changes."""
-    if reply is None or not (reply.dynamic or reply.infos):
-        return reply
-    return reply._replace(dynamic=copy.deepcopy(reply.dynamic), infos=copy.deepcopy(reply.infos))

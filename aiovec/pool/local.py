@@ -8,15 +8,13 @@ What the pool asks of a worker, of whichever kind: `prepare` a request (may fail
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from aiovec.errors import EnvTimeoutError, WorkerDied
-from aiovec.exchange import pickles
+from aiovec.exchange import pickles, replies
 from aiovec.exchange.black_box import Doing
 from aiovec.exchange.frames import Frame, pack_frame, pack_header
-from aiovec.exchange.messages import FAILED_MARK, BatchReply
-from aiovec.exchange.packed_infos import MARK, PackedInfos
 from aiovec.pool.channel import Channel
 from aiovec.pool.output import WorkerOutput
 from aiovec.pool.process import WorkerProcess
@@ -48,8 +46,8 @@ class Worker(Protocol):
     def unpack(self, payload: Any) -> Any:
         """The reply behind a payload."""
 
-    def bears_failures(self, payload: Any) -> bool:
-        """Whether the reply behind the payload of a batch bears failures of envs."""
+    def failed_envs(self, payload: Any) -> Sequence[tuple[int, bool]]:
+        """The envs that failed in the reply to a batch, each with whether it tells the loss of its worker."""
         raise NotImplementedError
 
     def signal(self, number: int) -> None:
@@ -137,14 +135,10 @@ class LocalWorker:
         self._channel.write(pack_frame(kind, seq, buffer, prepared) if prepared else pack_header(kind, seq, buffer))
 
     def unpack(self, payload: memoryview | bytes) -> Any:
-        if not payload:
-            return None
-        if payload[:1] == MARK:
-            return BatchReply(PackedInfos(bytes(payload)))
-        return pickles.loads(memoryview(payload)[1:] if payload[:1] == FAILED_MARK else payload)
+        return replies.loads(payload)
 
-    def bears_failures(self, payload: memoryview | bytes) -> bool:
-        return payload[:1] == FAILED_MARK
+    def failed_envs(self, payload: memoryview | bytes) -> Sequence[tuple[int, bool]]:
+        return replies.failed_envs(payload)
 
     def signal(self, number: int) -> None:
         """Sends a signal to the worker and what it started."""

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from typing import Any
 
-from aiovec.errors import CrashLoopError, WorkerStartError
-from aiovec.exchange.failures import restore
+from aiovec.errors import WorkerStartError
 from aiovec.exchange.frames import FrameKind
-from aiovec.exchange.messages import BatchReply, EnvLost, ResetRequest
+from aiovec.exchange.messages import ResetRequest
 from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.local import Death, LocalWorker
+from aiovec.pool.mended import Failing, Mended, Part
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.restarts import Restarts
 
@@ -49,17 +50,17 @@ class Mending:
 
     def begin(self, call: PendingCall, resets: Mapping[int, ResetRequest]) -> None:
         """A batch is asked for."""
-        call.resets = dict(resets)
+        mended = call.mended = Mended(resets)
         for index in call.missing:
             own, request = self._workers[index].env_ids, resets.get(index)
             rows = request.rows if request is not None else None
             asked = list(own) if rows is None else [own[row] for row in rows]
-            call.asked[index] = asked
+            mended.asked[index] = asked
             if request is not None:  # what was not told yet is told with the reset, which is what it needs
                 self.restarts.was_reset(asked)
                 for env_index in asked:
                     if env_index in self._losses:
-                        call.failures[env_index] = [self._losses.pop(env_index)]
+                        mended.failures[env_index] = [_known(self._losses.pop(env_index))]
 
     @property
     def lost_env_ids(self) -> list[int]:
@@ -70,84 +71,86 @@ class Mending:
         """A step was answered in which these failed; who was lost since has not succeeded either."""
         self.restarts.stepped({*failed, *self._losses})
 
-    def is_whole(self, call: PendingCall, index: int, payload: Any) -> bool:
-        """Whether an answer is all that there is of this worker."""
-        if call.is_dropped:
-            return True
-        return index not in call.mended and not self._workers[index].bears_failures(payload)
-
-    def take(self, call: PendingCall, index: int, payload: Any) -> None:
-        """An answer that bears failures, or one that follows such."""
+    def take(self, call: PendingCall, mended: Mended, index: int, payload: Any) -> None:
+        """A worker's answer, or a part of it where envs have failed in it."""
         worker = self._workers[index]
-        reply: BatchReply = worker.unpack(payload) or BatchReply({})
-        request = call.resets.get(index)
-        is_whole = index not in call.mended and (request is None or request.whole_batch)
-        call.mended.add(index)
-        call.parts.append((list(worker.env_ids) if is_whole else call.asked[index], reply))
+        failed_envs = worker.failed_envs(payload)
+        if call.is_dropped or not (failed_envs or index in mended.in_parts):
+            call.payloads[index] = payload
+            call.missing.discard(index)
+            return
+        is_whole = index not in mended.in_parts
+        mended.in_parts.add(index)
+        part = Part(call.answered_by(worker.env_ids) if is_whole else mended.asked[index], payload, worker.unpack)
+        mended.parts.append(part)
         failed: list[int] = []
-        for record in reply.failures:
-            if record.env_index not in call.asked[index]:  # a request that could not be read names them all
+        for env_index, is_loss in failed_envs:
+            if env_index not in mended.asked[index]:  # a request that could not be read names them all
                 continue
-            exception = restore(record)
-            if isinstance(exception, EnvLost):
-                loss = self._losses.pop(record.env_index, None)
-                if loss is None:  # a reset has told it since: this call was cancelled before
-                    continue
-                exception = loss
-            else:
-                self.restarts.failed(record.env_index, exception)
-            call.failures.setdefault(record.env_index, []).append(exception)
-            failed.append(record.env_index)
+            if not is_loss:
+                failing: Failing = partial(part.exception, env_index)
+                self.restarts.failed(env_index, failing)
+            elif (loss := self._losses.pop(env_index, None)) is not None:
+                failing = _known(loss)
+            else:  # a reset has told it since: this call was cancelled before
+                continue
+            mended.failures.setdefault(env_index, []).append(failing)
+            failed.append(env_index)
         again = [env_index for env_index in failed if not self.restarts.is_exhausted(env_index)]
-        if again and self._waits(call):
-            self._ask_again(call, index, again)
+        if again and self._waits(call, mended):
+            self._ask_again(call, mended, index, again)
         else:
             call.missing.discard(index)
 
-    def died(self, index: int, death: Death, waiting: Sequence[PendingCall]) -> list[CrashLoopError]:
-        """A worker has ended: calls that wait for it go on without it, or wait for another.
+    def died(
+        self, index: int, death: Death, command: str | None, waiting: Sequence[tuple[PendingCall, Mended]]
+    ) -> tuple[Death, list[int]]:
+        """A worker has ended: batches that wait for it go on without it, or wait for another.
+
+        Args:
+            index: Which.
+            death: How it ended.
+            command: The call that is told of it.
+            waiting: The batches that wait for it.
 
         Returns:
-            Errors of envs that are given up.
+            The death as it is told, and the envs that are given up.
         """
         lost = list(self._workers[index].env_ids)
-        told: set[int] = set()
+        told_to = [(call, mended) for call, mended in waiting if not (call.is_dropped or call.is_abandoned)]
+        told = {env_index for _, mended in told_to for env_index in mended.asked[index]}
+        given_up = any(self.restarts.is_last(env_index) for env_index in lost)
+        death = death.during(command, is_rebuilt=not given_up)
         for env_index in lost:
-            self.restarts.failed(env_index, death)
-            self._losses[env_index] = death
-        for call in waiting:
-            if call.is_dropped or call.is_abandoned:  # nobody would hear of it
-                continue
-            for env_index in call.asked[index]:
-                if env_index not in told:
-                    call.failures.setdefault(env_index, []).append(death)
-                    self._losses.pop(env_index, None)
-                    told.add(env_index)
-        given_up = any(self.restarts.is_exhausted(env_index) for env_index in lost)
+            self.restarts.failed(env_index, _known(death))
         if not given_up:
             try:
                 self._replace(index, self.restarts.delay(lost), sorted(set(lost) - told))
             except WorkerStartError as error:
                 given_up = True
                 for env_index in lost:
-                    self.restarts.failed(env_index, error)
+                    self.restarts.failed(env_index, _known(error))
+        self._losses.update(dict.fromkeys(() if given_up else set(lost) - told, death))
+        for env_index in told if not given_up else lost:
+            self._losses.pop(env_index, None)
+        for _, mended in told_to:
+            for env_index in mended.asked[index]:
+                mended.failures.setdefault(env_index, []).append(_known(death))
         if given_up:
             self.restarts.give_up(lost)
-            for env_index in lost:
-                self._losses.pop(env_index, None)
-        for call in waiting:
-            if self._waits(call) and not given_up:
-                self._ask_again(call, index, call.asked[index])
+        for call, mended in waiting:
+            if self._waits(call, mended) and not given_up:
+                self._ask_again(call, mended, index, mended.asked[index])
             else:
                 call.missing.discard(index)
-        return self.restarts.crash_loops(lost) if given_up else []
+        return death, lost if given_up else []
 
-    def _waits(self, call: PendingCall) -> bool:
-        return not call.is_dropped and (bool(call.resets) or self.restarts.waits_in_step)
+    def _waits(self, call: PendingCall, mended: Mended) -> bool:
+        return not call.is_dropped and (bool(mended.resets) or self.restarts.waits_in_step)
 
-    def _ask_again(self, call: PendingCall, index: int, env_ids: list[int]) -> None:
+    def _ask_again(self, call: PendingCall, mended: Mended, index: int, env_ids: list[int]) -> None:
         worker = self._workers[index]
-        own, request = worker.env_ids, call.resets.get(index)
+        own, request = worker.env_ids, mended.resets.get(index)
         rows = [env_index - own.start for env_index in env_ids]
         seeds: list[int | None] = [None] * len(rows)
         options = None
@@ -155,7 +158,11 @@ class Mending:
             first = range(len(own)) if request.rows is None else request.rows
             by_row = dict(zip(first, request.seeds, strict=True))
             seeds, options = [by_row.get(row) for row in rows], request.options
-        call.asked[index] = env_ids
-        call.mended.add(index)
+        mended.asked[index] = env_ids
+        mended.in_parts.add(index)
         prepared = worker.prepare(ResetRequest(rows, seeds, options, whole_batch=False))
         worker.post(FrameKind.RESET, call.seq, call.buffer, prepared)
+
+
+def _known(exception: Exception) -> Failing:
+    return lambda: exception

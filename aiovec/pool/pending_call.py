@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aiovec.errors import EnvTimeoutError, WorkerDied
-from aiovec.exchange.messages import BatchReply, ResetRequest
+from aiovec.exchange.replies import is_to_be_read_in_a_thread
 from aiovec.pool.answer import Answer
+from aiovec.pool.mended import Mended
 
 __all__ = ["PendingCall"]
-
-# Replies larger than this are unpickled in a thread, so that the loop goes on meanwhile.
-_LARGE_NBYTES = 1 << 20
 
 
 class PendingCall:
@@ -21,62 +19,68 @@ class PendingCall:
     Attributes:
         seq: Its number; all its requests and replies bear it.
         command: As messages name it.
+        env_ids: Of a batch: the rows of its answer, in order. `None`: all envs, or no batch.
         is_batch: Whether its answer is rows, which are owed if nobody waits for them any more.
         buffer: Which buffer its rows go to.
         missing: The workers that have not answered yet.
         payloads: What the others answered, by worker.
         deaths: The workers that died meanwhile.
-        asked: With `on_failure="restart"`: the envs of its present request, by worker.
-        resets: What a reset has asked, by worker.
-        mended: Workers whose answer comes in parts.
-        failures: With `on_failure="restart"`: what each env failed with, the last one last.
-        parts: The answers of workers some of whose envs had failed, with the envs that each is about, in order.
+        mended: Of a batch with `on_failure="restart"`.
         future: Done when there is something to say to the task that waits.
         is_abandoned: The task that waited is gone; the answer is owed.
         is_dropped: Nobody will ask for the answer.
     """
 
     __slots__ = (
-        "asked",
         "buffer",
         "command",
         "deaths",
-        "failures",
+        "env_ids",
         "future",
         "is_abandoned",
         "is_batch",
         "is_dropped",
         "mended",
         "missing",
-        "parts",
         "payloads",
-        "resets",
         "seq",
     )
 
     def __init__(
-        self, seq: int, command: str, is_batch: bool, buffer: int, workers: Iterable[int], future: Answer
+        self,
+        seq: int,
+        command: str,
+        is_batch: bool,
+        buffer: int,
+        workers: Iterable[int],
+        future: Answer,
+        env_ids: Sequence[int] | None = None,
     ) -> None:
         self.seq: int = seq
         self.command: str = command
+        self.env_ids: Sequence[int] | None = env_ids
         self.is_batch: bool = is_batch
         self.buffer: int = buffer
         self.missing: set[int] = set(workers)
         self.payloads: dict[int, Any] = {}
         self.deaths: list[WorkerDied | EnvTimeoutError] = []
+        self.mended: Mended | None = None
         self.future: Answer = future
-        self.asked: dict[int, list[int]] = {}
-        self.resets: dict[int, ResetRequest] = {}
-        self.mended: set[int] = set()
-        self.failures: dict[int, list[Exception]] = {}
-        self.parts: list[tuple[list[int], BatchReply]] = []
         self.is_abandoned: bool = False
         self.is_dropped: bool = False
 
     def __repr__(self) -> str:
         return f"<PendingCall {self.seq} {self.command} missing={sorted(self.missing)} dropped={self.is_dropped}>"
 
+    def answered_by(self, own: range) -> Sequence[int]:
+        """The envs that the whole answer of a worker is about, given its envs; in the order of its rows."""
+        return own if self.env_ids is None else [env_index for env_index in self.env_ids if env_index in own]
+
     @property
-    def is_large(self) -> bool:
-        """Whether to read the answer in a thread."""
-        return sum(len(p) for p in self.payloads.values() if isinstance(p, (bytes, memoryview))) > _LARGE_NBYTES
+    def is_to_be_read_in_a_thread(self) -> bool:
+        """Whether to unpickle the answer away from the loop."""
+        payloads = list(self.payloads.values())
+        if self.mended is not None:
+            payloads += [part.payload for part in self.mended.parts]
+        sent = [payload for payload in payloads if isinstance(payload, (bytes, memoryview))]
+        return any(map(is_to_be_read_in_a_thread, sent))

@@ -10,10 +10,10 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio.to_thread
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from aiovec.errors import ClosedEnvironmentError, CrashLoopError, WorkerStartError
 from aiovec.exchange.black_box import Doing
 from aiovec.exchange.frames import Frame, FrameKind
-from aiovec.exchange.messages import BatchReply, RebuildRequest, ResetRequest
+from aiovec.exchange.messages import RebuildRequest, ResetRequest
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab, create_memory_file
 from aiovec.exchange.tally import Tally
@@ -37,6 +37,8 @@ from aiovec.pool.states import EnvStates
 from aiovec.pool.watch import Watch, end_stuck
 
 __all__ = ["Pool", "split_envs", "usable_cpus"]
+
+_Result = TypeVar("_Result")
 
 _BATCH_KINDS = frozenset({FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.RESET})
 
@@ -105,7 +107,7 @@ class Pool:
         self._rebuilding: dict[int, asyncio.TimerHandle] = {}  # by the number of the request; ends what takes too long
         self._mapping: set[int] = set()
         self._seq = 0
-        self._bare_requests: list[Any] = []
+        self._bare_requests: Mapping[int, Any] = {}
         self.mending: Mending | None = None if restarts is None else Mending(restarts, self.workers, self._replace)
         self.slab: Slab | None = None
         self.ring: Ring | None = None
@@ -146,9 +148,9 @@ class Pool:
             raise WorkerStartError(env_ids, error) from error
         return worker
 
-    def keep_blueprints(self, builds: Sequence[Any], maps: Sequence[Any]) -> None:
+    def keep_blueprints(self, builds: Mapping[int, Any], maps: Mapping[int, Any]) -> None:
         """Takes what each worker was sent at its start, for one that takes its place."""
-        self._blueprints = list(zip(builds, maps, strict=True))
+        self._blueprints = [(builds[worker.index], maps[worker.index]) for worker in self.workers]
 
     def replace_dead(self, indices: Iterable[int]) -> None:
         """Starts a worker in the place of each of these that died; what is posted next is served once it is there.
@@ -199,7 +201,7 @@ class Pool:
             self.slab = Slab.private(geometry)
         self.ring = Ring(self.slab, lend)
         self._reply_areas = [self.slab.reply_area(index) for index in range(geometry.num_workers)]
-        self._bare_requests = self.prepare([None] * len(self.workers))
+        self._bare_requests = self.prepare(dict.fromkeys(range(len(self.workers))))
 
     def _in_process_slab(self, _geometry: Geometry) -> Slab:
         assert self.slab is not None  # noqa: S101
@@ -222,15 +224,15 @@ class Pool:
         if self._untold:
             raise self._untold.pop(0)
 
-    def prepare(self, messages: Sequence[Any]) -> list[Any]:
-        """Makes one message for each worker ready; raises what pickling raises, before any worker is touched."""
-        return [worker.prepare(message) for worker, message in zip(self.workers, messages, strict=True)]
+    def prepare(self, messages: Mapping[int, Any]) -> dict[int, Any]:
+        """Makes a message for each of these workers ready; raises what pickling raises, before any is touched."""
+        return {index: self.workers[index].prepare(message) for index, message in messages.items()}
 
-    def step_requests(self, rows: Sequence[Any] | npt.NDArray[Any] | None) -> list[Any]:
+    def step_requests(self, rows: Sequence[Any] | npt.NDArray[Any] | None) -> Mapping[int, Any]:
         """One step request for each worker; `rows` are the actions where they are not in the slab."""
         requests = self._bare_requests
         if rows is not None:
-            requests = self.prepare([rows[worker.env_ids.start : worker.env_ids.stop] for worker in self.workers])
+            requests = self.prepare({w.index: rows[w.env_ids.start : w.env_ids.stop] for w in self.workers})
         if self._together:
             assert self._tally is not None  # noqa: S101
             self._tally.begin_step()
@@ -248,38 +250,37 @@ class Pool:
         self,
         kind: FrameKind,
         command: str,
-        prepared: Sequence[Any],
+        prepared: Mapping[int, Any],
         *,
         seq: int | None = None,
         buffer: int = HOME,
-        workers: Sequence[int] | None = None,
+        env_ids: Sequence[int] | None = None,
         resets: Mapping[int, ResetRequest] | None = None,
     ) -> PendingCall:
-        """Sends a request to each worker, or to some; from here on the call is pending.
+        """Sends a request to some workers, or to all; from here on the call is pending.
 
         Args:
             kind: Of the requests.
             command: As messages name the call.
-            prepared: From `prepare`, one for each worker.
+            prepared: From `prepare`, by worker.
             seq: A number that was already given to the call.
             buffer: Which buffer the workers write.
-            workers: Which workers, if not all.
+            env_ids: Of a batch: the rows of its answer, if not all envs.
             resets: What the requests of a reset ask, by worker.
         """
         seq = seq or self.next_seq()
-        chosen = range(len(self.workers)) if workers is None else workers
         is_batch = kind in _BATCH_KINDS
-        call = PendingCall(seq, command, is_batch, buffer, chosen, Answer(loop=self.loop))
+        call = PendingCall(seq, command, is_batch, buffer, prepared, Answer(loop=self.loop), env_ids)
         self._calls[seq] = call
         if self.mending is not None and is_batch:
             self.mending.begin(call, resets or {})
         if self._watch is not None:
             self._watch.begin(self.workers, self._calls)
         try:
-            for index in chosen:
+            for index, request in prepared.items():
                 worker = self.workers[index]
                 if worker.alive:
-                    worker.post(kind, seq, buffer, prepared[index])
+                    worker.post(kind, seq, buffer, request)
                 else:
                     self._fail(call, worker.index, self._deaths[index])
         except BaseException:  # a Ctrl-C in the middle of an env that lives in this process
@@ -289,10 +290,20 @@ class Pool:
             raise
         return call
 
-    def post_step(self, prepared: Sequence[Any], seq: int, buffer: int) -> PendingCall:
+    def post_step(self, prepared: Mapping[int, Any], seq: int) -> PendingCall:
         """Sends a step request to every worker."""
         kind = FrameKind.STEP_TOGETHER if self._together else FrameKind.STEP
-        return self.post(kind, "step", prepared, seq=seq, buffer=buffer)
+        return self.post(kind, "step", prepared, seq=seq, buffer=self._take_buffer())
+
+    def post_reset(
+        self, seq: int, prepared: Mapping[int, Any], requests: Mapping[int, ResetRequest], env_ids: Sequence[int] | None
+    ) -> PendingCall:
+        """Sends reset requests; `env_ids` are the rows of the answer, if not all envs."""
+        buffer = self._take_buffer() if env_ids is None else HOME
+        return self.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, env_ids=env_ids, resets=requests)
+
+    def _take_buffer(self) -> int:
+        return self.ring.take() if self.ring is not None else HOME
 
     async def answered(self, call: PendingCall) -> list[Any]:
         """Waits for a call and reads its replies, in the order of its workers; none if nobody has anything to say.
@@ -309,14 +320,11 @@ class Pool:
             await call.future
             if call.deaths:
                 raise call.deaths[0]
-            replies: list[Any] = []
-            if any(call.payloads.values()):
-                payloads = [call.payloads[index] for index in sorted(call.payloads)]
-                unpack = self.workers[0].unpack
-                if call.is_large:
-                    replies = await anyio.to_thread.run_sync(lambda: [unpack(payload) for payload in payloads])
-                else:
-                    replies = [unpack(payload) for payload in payloads]
+            has_something_to_say = call.mended is not None or any(call.payloads.values())
+            if has_something_to_say and call.is_to_be_read_in_a_thread:
+                replies = await anyio.to_thread.run_sync(self._read, call)
+            else:
+                replies = self._read(call) if has_something_to_say else []
         except BaseException:
             if call.is_batch:
                 self._abandon(call)
@@ -327,16 +335,35 @@ class Pool:
             raise ClosedEnvironmentError(f"{call.command}()")
         return replies
 
+    def completed(
+        self, call: PendingCall, result: Callable[[PendingCall, list[Any]], _Result], replies: list[Any]
+    ) -> _Result:
+        """The result of a batch that was answered; whatever goes wrong in it, no env stays awaited."""
+        try:
+            return result(call, replies)
+        except BaseException:
+            self.states.interrupt(call.seq)
+            if call.seq in self._calls:
+                self._forget(call)
+            raise
+
+    def _read(self, call: PendingCall) -> list[Any]:
+        if call.mended is not None:
+            for part in call.mended.parts:
+                _ = part.reply
+        if not any(call.payloads.values()):
+            return []
+        unpack = self.workers[0].unpack
+        return [unpack(call.payloads[index]) for index in sorted(call.payloads)]
+
     def _abandon(self, call: PendingCall) -> None:
         """The task that waited for a batch is gone: what is not answered yet is owed, the rest is idle."""
         call.is_abandoned = True
-        replies: dict[int, BatchReply | None] = {}
-        if call.deaths and not call.is_large:  # what is large would hold up the loop: it is owed
-            replies = {index: self.workers[index].unpack(payload) for index, payload in call.payloads.items()}
-        self.states.abandon(call.seq, [i for index in replies for i in self.workers[index].env_ids])
-        for reply in replies.values():
-            for record in reply.failures if reply is not None else ():
-                self.states.break_(record.env_index, f"failed in {record.command}")
+        answered = call.payloads if call.deaths else {}
+        self.states.abandon(call.seq, [i for index in answered for i in call.answered_by(self.workers[index].env_ids)])
+        for index, payload in answered.items():
+            for env_index, _ in self.workers[index].failed_envs(payload):
+                self.states.break_(env_index, f"failed in {call.command}")
 
     def drop(self, call: PendingCall) -> None:
         """Nobody will ask for the answer: its buffer goes back once no worker writes there any more."""
@@ -406,7 +433,7 @@ class Pool:
     def _take_reply_areas(self, call: PendingCall, workers: Iterable[int]) -> None:
         """Takes what workers have left of a step; a reply too large for its area is on its way by the socket."""
         for index in tuple(workers) if self._reply_areas else ():
-            if index in call.mended:
+            if call.mended is not None and index in call.mended.in_parts:
                 continue  # what it had left was taken, and it was asked again
             reply = self._reply_areas[index].take(call.seq)
             if reply is not None and not self.workers[index].is_condemned:
@@ -414,11 +441,11 @@ class Pool:
 
     def _take(self, call: PendingCall, index: int, payload: Any) -> None:
         """One worker's answer, or a part of it."""
-        if self.mending is None or not call.is_batch or self.mending.is_whole(call, index, payload):
+        if call.mended is None or self.mending is None:
             call.payloads[index] = payload
             call.missing.discard(index)
         else:
-            self.mending.take(call, index, payload)
+            self.mending.take(call, call.mended, index, payload)
 
     def _resume(self) -> None:
         """The last act of a callback that may have brought replies: resumes who waits for them."""
@@ -431,59 +458,53 @@ class Pool:
                 future.resume_later()
 
     def _died(self, index: int, death: Death) -> None:
-        """Tells every call that waits for this worker; its envs need a reset."""
+        """Tells every call that waits for this worker; its envs are built anew, or need a reset."""
         self._together, self._apart_since = False, self._seq
-        if self.mending is not None and self._blueprints:  # else it is still the start
-            self._died_in_mending(self.mending, index, death)
-            return
-        for env_index in self.workers[index].env_ids:
-            self.states.break_(env_index, "must be built anew, since the worker died")
-        is_told = False
-        for call in [call for call in self._calls.values() if index in call.missing]:
-            self._take_reply_areas(call, call.missing)  # who had ended the step, the dead one perhaps, has answered
-            if not call.missing:
-                self._complete(call)
-            if index in call.missing:
-                if not (is_told or call.is_abandoned or call.is_dropped):
-                    death, is_told = death.during(call.command), True
-                self._fail(call, index, death.during(call.command))
-            for other in call.missing:  # those that would have answered by the tally
-                self.workers[other].post(FrameKind.ECHO, call.seq, HOME, b"")
-        self._deaths[index] = death
-        if not is_told:
-            self._untold.append(death)
-
-    def _died_in_mending(self, mending: Mending, index: int, death: Death) -> None:
-        """The same with `on_failure="restart"`: the next rows of its envs tell it, and another worker starts."""
         concerned = [call for call in self._calls.values() if index in call.missing]
-        for call in concerned:
+        for call in concerned:  # who had ended the step, the dead one perhaps, has answered
             self._take_reply_areas(call, call.missing)
         waiting = [call for call in concerned if index in call.missing]
-        for call in waiting:
-            if not call.is_batch:
-                self._fail(call, index, death.during(call.command))
-        command = next((call.command for call in waiting), None)
-        death = death if command is None else death.during(command)
-        self._deaths[index] = death
-        crash_loops = mending.died(index, death, [call for call in waiting if call.is_batch])
-        for error in crash_loops:
-            for env_index in error.env_ids:
-                self.states.break_(env_index, GIVEN_UP)
-        if not any(call.is_batch and not call.is_dropped for call in waiting):
-            self._untold += crash_loops
+        if self.mending is not None and self._blueprints:  # else it is still the start
+            self._mend_death(self.mending, index, death, waiting)
+        else:
+            self._tell_death(index, death, waiting)
         for call in concerned:
             if not call.missing:
                 self._complete(call)
-            for other in call.missing:  # those that would have answered by the tally
-                if other != index:
-                    self.workers[other].post(FrameKind.ECHO, call.seq, HOME, b"")
+            for other in call.missing - {index}:  # those that would have answered by the tally
+                self.workers[other].post(FrameKind.ECHO, call.seq, HOME, b"")
+
+    def _tell_death(self, index: int, death: Death, waiting: Sequence[PendingCall]) -> None:
+        for env_index in self.workers[index].env_ids:
+            self.states.break_(env_index, "must be built anew, since the worker died")
+        told_to = [call for call in waiting if not (call.is_abandoned or call.is_dropped)]
+        if told_to:
+            death = death.during(told_to[0].command)
+        else:
+            self._untold.append(death)
+        self._deaths[index] = death
+        for call in waiting:
+            self._fail(call, index, death.during(call.command))
+
+    def _mend_death(self, mending: Mending, index: int, death: Death, waiting: Sequence[PendingCall]) -> None:
+        """With `on_failure="restart"`: the next rows of its envs tell it, and another worker starts."""
+        batches = [(call, call.mended) for call in waiting if call.mended is not None]
+        self._deaths[index] = death  # until another worker has its place
+        death, given_up = mending.died(index, death, waiting[0].command if waiting else None, batches)
+        if given_up:
+            self._deaths[index] = death
+        for call in waiting:
+            if call.mended is None:
+                self._fail(call, index, death.during(call.command, is_rebuilt=not given_up))
+        for env_index in given_up:
+            self.states.break_(env_index, GIVEN_UP)
+        if all(call.is_dropped for call, _ in batches):
+            self._untold += mending.restarts.crash_loops(given_up)
 
     def _fail(self, call: PendingCall, index: int, death: Death) -> None:
         call.missing.discard(index)
         call.deaths.append(death)
         call.future.resume_later()
-        if call.is_dropped and not call.missing:
-            self._forget(call)
 
     # ---- end
 
@@ -500,7 +521,7 @@ class Pool:
         replies: list[Any] = []
         if ask and any(worker.alive for worker in self.workers):
             alive = [worker.index for worker in self.workers if worker.alive]
-            call = self.post(FrameKind.CLOSE, "close", [worker.prepare(None) for worker in self.workers], workers=alive)
+            call = self.post(FrameKind.CLOSE, "close", self.prepare(dict.fromkeys(alive)))
             for worker in self.workers:
                 worker.alive = False  # its end is expected from here on
             call.is_dropped = True  # its replies are read from it, nobody waits for its future

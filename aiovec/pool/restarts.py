@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 
 from aiovec.errors import CrashLoopError
 from aiovec.exchange.restart_delay import restart_delay
+from aiovec.pool.mended import Failing
 
 __all__ = ["GIVEN_UP", "Restarts"]
 
@@ -31,7 +32,7 @@ class Restarts:
         self._max_restarts = max_restarts
         self._resets_in_next_row = mode is AutoresetMode.NEXT_STEP
         self.waits_in_step: bool = mode is AutoresetMode.SAME_STEP
-        self._stories: dict[int, list[Exception]] = {}  # the failures since the last successful step
+        self._stories: dict[int, list[Failing]] = {}  # the failures since the last successful step
         self._resetting: set[int] = set()  # envs whose next row is the reset of the new one
         self._given_up: set[int] = set()
         self._generations: Counter[int] = Counter()
@@ -39,14 +40,18 @@ class Restarts:
     def __repr__(self) -> str:
         return f"<Restarts failing={ {index: len(story) for index, story in self._stories.items()} }>"
 
-    def failed(self, env_index: int, exception: Exception) -> None:
+    def failed(self, env_index: int, failing: Failing) -> None:
         """One more failure."""
-        self._stories.setdefault(env_index, []).append(exception)
+        self._stories.setdefault(env_index, []).append(failing)
         self._generations[env_index] += 1
 
     def is_exhausted(self, env_index: int) -> bool:
         """Whether this env has failed too often in a row."""
         return env_index in self._given_up or len(self._stories.get(env_index, ())) > self._max_restarts
+
+    def is_last(self, env_index: int) -> bool:
+        """Whether one more failure of this env is one too many."""
+        return self.is_exhausted(env_index) or len(self._stories.get(env_index, ())) >= self._max_restarts
 
     def give_up(self, env_ids: Iterable[int]) -> None:
         """These cannot be built anew: there is no worker for them."""
@@ -85,10 +90,10 @@ class Restarts:
         by_last: dict[int, list[int]] = {}
         for env_index in env_ids:
             if self.is_exhausted(env_index):
-                by_last.setdefault(id(self._stories[env_index][-1]), []).append(env_index)
+                by_last.setdefault(id(self._stories[env_index][-1]()), []).append(env_index)
         errors: list[CrashLoopError] = []
         for ids in by_last.values():
-            story = self._stories[ids[0]]
+            story = [failing() for failing in self._stories[ids[0]]]
             errors.append(CrashLoopError(ids, self._max_restarts, story))
             errors[-1].__cause__ = story[-1]
         return errors

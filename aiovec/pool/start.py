@@ -7,7 +7,7 @@ cancelled on the way, nothing is left of what had been started.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from aiovec.exchange.messages import BuildReply, BuildRequest, MapRequest
 from aiovec.exchange.slab import Geometry
 from aiovec.pool.local import Worker
 from aiovec.pool.pending_call import PendingCall
-from aiovec.pool.pool import Pool, split_envs
+from aiovec.pool.pool import Pool
 from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import LENT_FROM_NBYTES
 from aiovec.pool.spaces import ObservationMode, VectorSpaces, vector_spaces
@@ -89,16 +89,16 @@ async def start(plan: StartPlan) -> Started:
         env_fns = await _travelling(plan)
         async with asyncio.timeout(plan.start_timeout):
             await pool.start_workers()
-            requests = [
-                BuildRequest(
-                    ids,
-                    env_fns[ids.start : ids.stop],
+            requests = {
+                worker.index: BuildRequest(
+                    worker.env_ids,
+                    env_fns[worker.env_ids.start : worker.env_ids.stop],
                     plan.autoreset_mode,
                     plan.traceback_locals,
                     plan.max_restarts if plan.on_failure == "restart" else None,
                 )
-                for ids in split_envs(len(env_fns), len(pool.workers))
-            ]
+                for worker in pool.workers
+            }
             builds = pool.prepare(requests)
             building = pool.post(FrameKind.BUILD, "build", builds)
             replies: list[BuildReply] = await pool.answered(building)
@@ -157,7 +157,7 @@ async def _travelling(plan: StartPlan) -> tuple[Any, ...]:
     return await anyio.to_thread.run_sync(pickled)
 
 
-async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> list[Any]:
+async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> Mapping[int, Any]:
     observations = Layout(spaces.single_observation_space)
     num_envs = len(plan.env_fns)
     nbytes = observations.nbytes(num_envs)
@@ -167,10 +167,10 @@ async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> list[Any]:
     geometry = Geometry(num_envs, num_buffers, observations, Layout(spaces.single_action_space), num_workers)
     await pool.map_slab(geometry, lend)
     both_spaces = (spaces.single_observation_space, spaces.single_action_space)
-    messages = [
-        MapRequest(num_envs, num_buffers, *both_spaces, num_workers, worker.index, pool.shared)
+    messages = {
+        worker.index: MapRequest(num_envs, num_buffers, *both_spaces, num_workers, worker.index, pool.shared)
         for worker in pool.workers
-    ]
+    }
     maps = pool.prepare(messages)
     mapping = pool.post(FrameKind.MAP, "map", maps)
     for refused in await pool.answered(mapping):

@@ -145,6 +145,12 @@ class EnvStates:
             if mine[env_index]:
                 self._states[env_index] = EnvState.IDLE
 
+    def interrupt(self, seq: int) -> None:
+        """Nobody will take the answer of this call, or any of it: awaited → broken."""
+        self._spread()
+        for env_index in np.flatnonzero(self._mine(seq, EnvState.AWAITED)).tolist():
+            self.break_(env_index, "was interrupted")
+
     def break_(self, env_index: int, reason: str) -> None:
         """One env → broken, whatever it was."""
         self._spread()

@@ -110,9 +110,18 @@ class WorkerCore:
         self._writers.clear()
         return self._host.close() if self._host is not None else CallReply([], [])
 
-    def rows(self, buffer: int) -> list[Any]:
-        """The worker's rows of a buffer, to be sent where no memory is shared."""
-        return self._writer(buffer).arrays()
+    def answered_by(self, request: ResetRequest) -> Sequence[int]:
+        """The envs that the answer to a reset is about."""
+        return self.env_ids if request.whole_batch or request.rows is None else self.ids_of(request.rows)
+
+    def ids_of(self, rows: Sequence[int] | None) -> Sequence[int]:
+        """The envs of some rows, or of all."""
+        return self.env_ids if rows is None else [self.env_ids[row] for row in rows]
+
+    def rows(self, buffer: int, env_ids: Sequence[int]) -> list[Any]:
+        """The rows of some envs of a buffer, to be sent where no memory is shared."""
+        rows = [env_index - self.env_ids.start for env_index in env_ids]
+        return [array[rows] for array in self._writer(buffer).arrays()]
 
     def _writer(self, buffer: int) -> RowWriter:
         writer = self._writers.get(buffer)

@@ -14,12 +14,11 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from aiovec.exchange import pickles
+from aiovec.exchange import pickles, replies
 from aiovec.exchange.black_box import open_black_box
 from aiovec.exchange.failures import FailureRecord, capture
 from aiovec.exchange.frames import Frame, FrameKind, FrameReader, pack_frame, pack_header
 from aiovec.exchange.messages import (
-    FAILED_MARK,
     BatchReply,
     BuildReply,
     BuildRequest,
@@ -98,9 +97,7 @@ class _Server:
         try:
             reply = self._handlers[frame.kind](frame)
         except Exception as exception:  # noqa: BLE001  a request that cannot be unpickled here, above all
-            refusal = self._refuse(frame, exception)
-            mark = FAILED_MARK if isinstance(refusal, BatchReply) else b""
-            reply = mark + pickles.dumps_to_parent(refusal)
+            reply = self._refuse(frame, exception)
         if frame.kind == FrameKind.STEP_TOGETHER:
             self._answer_together(frame.seq, reply or b"")
         elif reply is None:
@@ -116,16 +113,16 @@ class _Server:
         if take_last(self._tally_fd):
             self._connection.sendall(pack_header(FrameKind.ALL_DONE, seq))
 
-    def _refuse(self, frame: Frame, exception: Exception) -> BatchReply | BuildReply | CallReply:
+    def _refuse(self, frame: Frame, exception: Exception) -> bytes:
         """The answer to a request that failed as a whole: every env of this worker failed in it."""
         command = FrameKind(frame.kind).name.lower()
         exception.add_note("the worker could not read the request, or could not pickle its answer")
         failures = [self._capture(exception, env_index, command) for env_index in self._core.env_ids]
         if frame.kind == FrameKind.BUILD:
-            return BuildReply([], {}, None, failures)
+            return pickles.dumps_to_parent(BuildReply([], {}, None, failures))
         if frame.kind in (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.RESET):
-            return BatchReply({}, failures=failures)
-        return CallReply([], failures)
+            return replies.dumps(BatchReply({}, failures=failures))
+        return pickles.dumps_to_parent(CallReply([], failures))
 
     def _build(self, frame: Frame) -> bytes:
         return pickles.dumps_to_parent(self._core.build(self._build_request(frame.payload)))
@@ -151,25 +148,21 @@ class _Server:
         reply = self._core.reset(frame.buffer, request)
         if reply is None and self._shared:
             return None
-        answered = self._envs(None if request.whole_batch else request.rows)
-        return self._batch(reply, frame.buffer, answered, "reset")
+        return self._batch(reply, frame.buffer, self._core.answered_by(request), "reset")
 
     def _batch(self, reply: BatchReply | None, buffer: int, answered: Sequence[int], command: str) -> bytes:
         reply = reply or BatchReply({})
         if not self._shared:
-            reply = reply._replace(arrays=self._core.rows(buffer))
+            reply = reply._replace(arrays=self._core.rows(buffer, answered))
         return dumps_batch_reply(reply, answered, command, self._capture_on_the_way)
 
     def _call(self, frame: Frame) -> bytes:
         request: CallRequest = pickles.loads(frame.payload)
-        return dumps_call_reply(self._core.call(request), self._envs(request.rows), request.name, self._capture)
+        asked = self._core.ids_of(request.rows)
+        return dumps_call_reply(self._core.call(request), asked, request.name, self._capture)
 
     def _set_attr(self, frame: Frame) -> bytes:
         return pickles.dumps_to_parent(self._core.set_attr(pickles.loads(frame.payload)))
-
-    def _envs(self, rows: Sequence[int] | None) -> Sequence[int]:
-        env_ids = self._core.env_ids
-        return env_ids if rows is None else [env_ids[row] for row in rows]
 
     def _map(self, frame: Frame) -> None:
         request = pickles.loads(frame.payload)

@@ -14,8 +14,10 @@ import anyio
 import numpy as np
 import pytest
 from fault_envs import BOUND_SECONDS, PASS_GATE, Gate, Gated, GateKey, Recorded, Slow, is_running, turns
+from sample_envs import Counter
 
 from aiovec import AlreadyPendingCallError, AsyncVectorEnv, ClosedEnvironmentError, NotStartedError, ResetNeeded
+from aiovec.batches import Batches
 
 NUM_ENVS = 3
 THE_WAYS_OUT = r"reset\(\).*close\(\)"
@@ -616,3 +618,26 @@ async def test_a_failed_env_stays_failed_when_a_step_is_refused(gate: Gate) -> N
         await envs.reset(env_ids=[0])
         observations, *_ = await envs.step([0, 0, 0])
         np.testing.assert_array_equal(observations, rows([0, 2, 1], [1, 3, 1], [2, 1, 2]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("on_failure", ["raise", "restart"])
+async def test_whatever_goes_wrong_in_the_parent_leaves_no_env_awaited(
+    num_workers: int, on_failure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ctrl-C while a batch is put together, above all: nobody has seen that step, so a reset is needed."""
+
+    def interrupted(*_args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    env_fns = [functools.partial(Counter, length=100)] * 4
+    async with AsyncVectorEnv(env_fns, num_workers=num_workers, on_failure=on_failure) as envs:
+        await envs.reset()
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Batches, "_gather", interrupted)
+            patched.setattr(Batches, "_settle", interrupted)
+            await envs.step(np.zeros(4, np.int64))
+        with pytest.raises(ResetNeeded, match="was interrupted"):
+            await envs.step(np.zeros(4, np.int64))
+        await envs.reset()
+        assert (await envs.step(np.zeros(4, np.int64)))[1].tolist() == [1.0] * 4

@@ -78,7 +78,7 @@ class Hosted:
 
 def failed(reply: Any) -> dict[int, str]:
     """Which envs failed, with the type of what they raised."""
-    return {record.env_index: type(record.original).__name__ for record in reply.failures}
+    return {record.env_index: type(record.exception).__name__ for record in reply.failures}
 
 
 class Scripted(Counter):
@@ -241,7 +241,7 @@ def test_a_step_that_raises_fails_its_env_alone(error: BaseException, row: int) 
     envs[row].on_step = raises(error)
     reply = hosted.step()
     assert failed(reply) == {FIRST + row: type(error).__name__}
-    assert reply.failures[0].original is error
+    assert reply.failures[0].exception is error
     assert reply.failures[0].command == "step"
     assert [env.steps for env in envs] == [2, 2, 2]
     observations, rewards, _, _ = hosted.batch()
@@ -263,7 +263,7 @@ def test_our_own_frames_are_not_in_the_way() -> None:
     """The traceback begins with the env's `step`."""
     hosted, envs = three()
     envs[0].on_step = raises(ValueError("x"))
-    error = hosted.step().failures[0].original
+    error = hosted.step().failures[0].exception
     assert error is not None
     assert error.__traceback__ is not None
     assert error.__traceback__.tb_frame.f_code.co_name == "step"
@@ -289,7 +289,7 @@ def test_a_step_of_a_wrong_length_is_told(result: str, everyone: bool) -> None:
         envs[row].on_step = RESULTS[result]
     reply = hosted.step()
     assert failed(reply) == {FIRST + row: "InvalidEnvResultError" for row in wrong}
-    text = str(reply.failures[0].original)
+    text = str(reply.failures[0].exception)
     assert f"env {FIRST + wrong[0]} returned a wrong result of step" in text
     assert "(observation, reward, terminated, truncated, info)" in text
     for row in {0, 1, 2} - set(wrong):
@@ -312,7 +312,9 @@ def test_a_reset_of_a_wrong_length_is_told(result: Any) -> None:
     envs[1].on_reset = lambda: result
     for reply in (hosted.reset(), hosted.reset([1]), hosted.reset([1], whole_batch=True)):
         assert failed(reply) == {5: "InvalidEnvResultError"}
-        assert "env 5 returned a wrong result of reset: expected (observation, info)" in str(reply.failures[0].original)
+        assert "env 5 returned a wrong result of reset: expected (observation, info)" in str(
+            reply.failures[0].exception
+        )
 
 
 INFOS = [[1], "x", 5, np.array([1, 2]), np.array([0]), (1,), None, [], 0]
@@ -329,7 +331,7 @@ def test_an_info_that_is_no_dict_is_told(info: Any) -> None:
     replies += [hosted.reset(), hosted.reset([1])]
     for reply in replies:
         assert failed(reply) == {5: "InvalidEnvResultError"}
-        assert "env 5 returned a wrong info: expected a dict" in str(reply.failures[0].original)
+        assert "env 5 returned a wrong info: expected a dict" in str(reply.failures[0].exception)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +345,7 @@ def test_a_wrong_value_of_a_step_is_told(position: int, value: Any, mode: Autore
     envs[1].on_step = lambda result: (*result[:position], value, *result[position + 1 :])
     reply = hosted.step()
     assert failed(reply) == {5: "InvalidEnvResultError"}
-    assert isinstance(reply.failures[0].original, InvalidEnvResultError)
+    assert isinstance(reply.failures[0].exception, InvalidEnvResultError)
     observations, rewards, _, _ = hosted.batch()
     assert observations[::2].tolist() == [[0, 1, 1], [2, 1, 1]]
     assert rewards[::2].tolist() == [1, 1]
@@ -403,7 +405,7 @@ def test_every_failed_construction_is_told_and_the_rest_closed() -> None:
     reply = host.build()
     assert failed(reply) == {3: "ValueError", 4: "TypeError", 5: "UnpicklingError"}
     assert {record.command for record in reply.failures} == {"build"}
-    assert "env_fns[4] returned 'no env', which is not a gymnasium.Env" in str(reply.failures[1].original)
+    assert "env_fns[4] returned 'no env', which is not a gymnasium.Env" in str(reply.failures[1].exception)
     assert reply.spaces == []
     assert [env.closed for env in made] == [True, True]
     assert repr(host) == "<EnvHost envs=2-6 built=0>"

@@ -6,16 +6,22 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from aiovec.exchange.restart_delay import restart_delay
+from aiovec.pool.mended import Failing
 from aiovec.pool.restarts import Restarts
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 NOBODY: frozenset[int] = frozenset()
 
 
+def failing(exception: Exception) -> Failing:
+    """As it comes: read when it is asked for."""
+    return lambda: exception
+
+
 def fail(restarts: Restarts, *env_ids: int) -> None:
     """A step in which these fail."""
     for env_index in env_ids:
-        restarts.failed(env_index, ValueError(f"of {env_index}"))
+        restarts.failed(env_index, failing(ValueError(f"of {env_index}")))
     restarts.stepped(frozenset(env_ids))
 
 
@@ -23,7 +29,9 @@ def fail(restarts: Restarts, *env_ids: int) -> None:
 def test_the_budget_counts_failures_in_a_row(mode: AutoresetMode) -> None:
     restarts = Restarts(2, mode)
     fail(restarts, 3, 4)
+    assert not restarts.is_last(3)
     fail(restarts, 3)
+    assert restarts.is_last(3)
     assert not restarts.is_exhausted(3)
     fail(restarts, 3)
     assert restarts.is_exhausted(3)
@@ -56,7 +64,7 @@ def test_a_successful_step_clears_it(mode: AutoresetMode, steps: int) -> None:
 
 def test_a_reset_by_the_user_begins_anew_only_where_the_budget_was_used_up() -> None:
     restarts = Restarts(1, DISABLED)
-    restarts.failed(1, ValueError("of 1, in a reset"))
+    restarts.failed(1, failing(ValueError("of 1, in a reset")))
     fail(restarts, 0, 1)
     restarts.was_reset([0, 1])
     assert not restarts.is_exhausted(1)
@@ -69,7 +77,7 @@ def test_envs_that_are_given_up_share_the_error_of_their_worker() -> None:
     restarts = Restarts(9, NEXT_STEP)
     death = RuntimeError("the worker")
     for env_index in (1, 2, 3):
-        restarts.failed(env_index, death)
+        restarts.failed(env_index, failing(death))
     restarts.give_up([1, 2])
     (error,) = restarts.crash_loops([1, 2, 3])
     assert error.env_ids == (1, 2)

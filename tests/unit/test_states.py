@@ -277,3 +277,20 @@ def test_an_ended_episode_leaves_an_observation_to_repeat() -> None:
     with pytest.raises(ResetNeeded, match="env 0 ended its episode, and autoreset is disabled"):
         states.begin_step(3, "step")
     states.check_repeatable("reset", [0])
+
+
+@pytest.mark.parametrize("as_part", [False, True])
+def test_what_is_interrupted_must_be_reset(as_part: bool) -> None:
+    """Only what the call still had; a whole batch or a part."""
+    states = EnvStates(2)
+    states.begin_reset(1, "reset", None)
+    states.settle(1, {})
+    if as_part:
+        states.begin_reset(2, "reset", [0])
+    else:
+        states.begin_step(2, "step")
+    states.interrupt(7)
+    states.interrupt(2)
+    assert both(states) == [BROKEN, IDLE if as_part else BROKEN]
+    with pytest.raises(ResetNeeded, match="was interrupted"):
+        states.begin_step(3, "step")
