@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 _is_worker = os.environ.pop("AIOVEC_WORKER", None) is not None
 
 if TYPE_CHECKING or not _is_worker:
+    from aiovec.batches import StepBatch
     from aiovec.errors import (
         AiovecError,
         AlreadyPendingCallError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING or not _is_worker:
         Failure,
         InvalidActionsError,
         InvalidEnvResultError,
+        NoAsyncCallError,
         NotStartedError,
         RemoteError,
         ResetNeeded,
@@ -37,6 +39,7 @@ if TYPE_CHECKING or not _is_worker:
         failures,
     )
     from aiovec.make import make_vec
+    from aiovec.sub_env import SubEnv
     from aiovec.vector_env import AsyncVectorEnv
 
 __all__ = [
@@ -49,11 +52,14 @@ __all__ = [
     "Failure",
     "InvalidActionsError",
     "InvalidEnvResultError",
+    "NoAsyncCallError",
     "NotStartedError",
     "RemoteError",
     "ResetNeeded",
     "SlabMemoryError",
     "SpaceMismatchError",
+    "StepBatch",
+    "SubEnv",
     "WorkerDied",
     "WorkerStartError",
     "WrongLoopError",
@@ -61,7 +67,12 @@ __all__ = [
     "make_vec",
 ]
 
-_HOMES = {"AsyncVectorEnv": "aiovec.vector_env", "make_vec": "aiovec.make"}
+_HOMES = {
+    "AsyncVectorEnv": "aiovec.vector_env",
+    "StepBatch": "aiovec.batches",
+    "SubEnv": "aiovec.sub_env",
+    "make_vec": "aiovec.make",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from aiovec.pool.pool import usable_cpus
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, StartPlan
 
-__all__ = ["ResetTargets", "check_plan", "env_ids_of", "reset_targets"]
+__all__ = ["ResetTargets", "check_plan", "check_recv", "env_ids_of", "reset_targets"]
 
 _CONTEXTS = (None, "fork", "forkserver", "spawn")
 
@@ -123,12 +123,22 @@ def env_ids_of(num_envs: int, env_ids: Sequence[int]) -> list[int]:
     return ids
 
 
+def check_recv(min_envs: int | None, max_envs: int | None) -> None:
+    """The arguments of `recv`."""
+    for name, value in (("min_envs", min_envs), ("max_envs", max_envs)):
+        if value is not None and (not _is_int(value) or value < 1):
+            raise ValueError(f"{name}={value!r}: expected a number of envs from 1, or None")
+    if min_envs is not None and max_envs is not None and min_envs > max_envs:
+        raise ValueError(f"min_envs={min_envs} is above max_envs={max_envs}")
+
+
 @dataclass(frozen=True)
 class ResetTargets:
     """Who is reset, and how.
 
     Attributes:
         env_ids: The rows of the answer, in order.
+        part: The same, or `None` for all envs.
         reset_ids: The envs that are reset, or `None` for all.
         unmasked: The envs whose last observation is repeated.
         seeds: By env index.
@@ -136,6 +146,7 @@ class ResetTargets:
     """
 
     env_ids: list[int]
+    part: list[int] | None
     reset_ids: list[int] | None
     unmasked: list[int]
     seeds: Mapping[int, int | None]
@@ -169,12 +180,12 @@ def reset_targets(
         if mask is not None:
             raise ValueError("env_ids and options['reset_mask'] both say which envs to reset: use one of them")
         ids = env_ids_of(num_envs, env_ids)
-        return ResetTargets(ids, ids, [], _seeds(seed, ids, ids), options)
+        return ResetTargets(ids, ids, ids, [], _seeds(seed, ids, ids), options)
     every = list(range(num_envs))
     if mask is None or mask.all():
-        return ResetTargets(every, None, [], _seeds(seed, every, every), options)
+        return ResetTargets(every, None, None, [], _seeds(seed, every, every), options)
     masked = np.flatnonzero(mask).tolist()
-    return ResetTargets(every, masked, np.flatnonzero(~mask).tolist(), _seeds(seed, every, every), options)
+    return ResetTargets(every, None, masked, np.flatnonzero(~mask).tolist(), _seeds(seed, every, every), options)
 
 
 def _checked_mask(num_envs: int, mask: Any) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

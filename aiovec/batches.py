@@ -1,20 +1,23 @@
-"""How the answers of workers become a batch: states settled, failures raised, rows and infos put together."""
+"""Batches out and in: who is asked, and how the answers become rows, with states settled and failures raised."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from aiovec.arguments import ResetTargets, reset_targets
+from aiovec.errors import CrashLoopError, ResetNeeded
 from aiovec.exchange import infos as infos_
 from aiovec.exchange.actions import ActionWriter
 from aiovec.exchange.failures import as_one_exception
-from aiovec.exchange.messages import BatchReply
+from aiovec.exchange.messages import BatchReply, StepRefused
 from aiovec.exchange.slab import Buffer
+from aiovec.exchange.step_each import StepEachRequest
 from aiovec.failed_rows import Answered, FailedRows
 from aiovec.pool.mended import Mended
 from aiovec.pool.pending_call import PendingCall
@@ -22,10 +25,31 @@ from aiovec.pool.restarts import GIVEN_UP
 from aiovec.pool.ring import HOME
 from aiovec.pool.start import Started
 
-__all__ = ["Batches", "StepResult"]
+__all__ = ["Batches", "ResetResult", "StepBatch", "StepResult", "Transition"]
 
 StepResult = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 ResetResult = tuple[Any, dict[str, Any]]
+Transition = tuple[Any, float, bool, bool, dict[str, Any]]
+
+
+class StepBatch(NamedTuple):
+    """The rows of some envs, in the order in which they ended; yours to keep.
+
+    Attributes:
+        env_ids: `[rows]`, int64: whose each row is.
+        observations: `[rows, …]`, batched as `observation_space` says for as many envs.
+        rewards: `[rows]`, float64.
+        terminations: `[rows]`, bool.
+        truncations: `[rows]`, bool.
+        infos: Gymnasium's dict of arrays `[rows]` with ``_key`` masks; and ``env_id``, the same as `env_ids`.
+    """
+
+    env_ids: npt.NDArray[np.int64]
+    observations: Any
+    rewards: npt.NDArray[np.float64]
+    terminations: npt.NDArray[np.bool_]
+    truncations: npt.NDArray[np.bool_]
+    infos: dict[str, Any]
 
 
 class Batches:
@@ -44,34 +68,75 @@ class Batches:
         assert pool.ring is not None  # noqa: S101
         geometry = pool.slab.geometry
         self.pool = pool
+        self.calls = pool.calls
+        self.states = pool.calls.states
         self.actions = ActionWriter(started.spaces.single_action_space, num_envs)
         if pool.shared:
             self.actions.map(pool.slab.action_arrays())
-        self.ring = pool.ring
+        self._ring = pool.ring
         self._buffers: list[Buffer] = [pool.slab.buffer(index) for index in range(geometry.num_buffers)]
-        self._num_envs = num_envs
+        self._every_env = range(num_envs)
         self._layout = geometry.observations
         self._is_lent_home = copy is False
         self._waits_for_reset = mode is AutoresetMode.DISABLED
         self._failed_rows: FailedRows | None = None
-        if pool.mending is not None:
-            self._failed_rows = FailedRows(self._layout, num_envs, mode, pool.mending.restarts)
+        if self.calls.mending is not None:
+            self._failed_rows = FailedRows(self._layout, num_envs, mode, self.calls.mending.restarts)
 
     def __repr__(self) -> str:
-        return f"<Batches of {self._num_envs} envs>"
+        return f"<Batches of {len(self._every_env)} envs>"
+
+    # ---- of all envs, or of a reset
+
+    async def step(self, actions: Any) -> StepResult:
+        """See `AsyncVectorEnv.step`."""
+        calls = self.calls
+        calls.raise_untold_death()
+        seq = calls.next_seq()
+        self.states.begin_step(seq, "step")
+        try:
+            prepared = calls.step_requests(self.actions.write(actions))
+        except BaseException:
+            self.states.settle(seq, {})  # nothing was sent: all are idle, as they were
+            raise
+        call = calls.post_step(prepared, seq)
+        replies: list[BatchReply | None] = await calls.answered(call)
+        return calls.completed(call, self.step_result, replies)
+
+    async def reset(self, target: ResetTargets) -> ResetResult:
+        """See `AsyncVectorEnv.reset`."""
+        return await self._reset(target, self.reset_result)
+
+    async def _reset(
+        self, target: ResetTargets, result: Callable[[PendingCall, list[BatchReply | None]], ResetResult]
+    ) -> ResetResult:
+        calls, states, workers = self.calls, self.states, self.pool.workers
+        by_worker = {worker.index: target.request(worker.env_ids) for worker in workers}
+        requests = {index: request for index, request in by_worker.items() if request is not None}
+        prepared = calls.prepare(requests)
+        if target.unmasked:
+            states.check_repeatable("reset", target.unmasked)
+        states.check_reset("reset", target.reset_ids)
+        self.pool.replace_dead(requests)
+        seq = calls.next_seq()
+        # With a mask all rows are answered, but only the masked envs change their state.
+        states.begin_reset(seq, "reset", target.reset_ids)
+        call = calls.post_reset(seq, prepared, requests, target.part, target.reset_ids)
+        replies: list[BatchReply | None] = await calls.answered(call)
+        return calls.completed(call, result, replies)
 
     def step_result(self, call: PendingCall, replies: list[BatchReply | None]) -> StepResult:
         """What `step` returns, or raises."""
         buffer = self._buffers[call.buffer]
-        answers = self._receive(call, replies, buffer) if replies else []
         if call.mended is not None and call.mended.is_needed:
-            dynamic, infos = self._complete(call, call.mended, answers, buffer)
-            self.pool.stepped(frozenset(call.mended.failures))
+            dynamic, infos = self._completed(call, call.mended)
+            self.calls.stepped(frozenset(call.mended.failures))
             self._settle_mended(call, call.mended, self._ended(buffer))
         else:
+            answers = self._answers(call, replies) if replies else []
             self._settle(call, answers, self._ended(buffer))
-            dynamic, infos = self._gather(call, answers)
-            self.pool.stepped(frozenset())
+            dynamic, infos = self._whole(answers)
+            self.calls.stepped(frozenset())
         rewards, terminations, truncations = (
             buffer.rewards.copy(),
             buffer.terminations.copy(),
@@ -79,26 +144,24 @@ class Batches:
         )
         if self._failed_rows is not None:
             self._failed_rows.keep(None, buffer, dynamic)
-        return self._whole(call, dynamic), rewards, terminations, truncations, infos
+        return self._observations(call, dynamic), rewards, terminations, truncations, infos
 
     def reset_result(self, call: PendingCall, replies: list[BatchReply | None]) -> ResetResult:
         """What `reset` returns, or raises."""
         buffer = self._buffers[call.buffer]
-        answers = self._receive(call, replies, buffer) if replies else []
         if call.mended is not None and call.mended.is_needed:
-            dynamic, infos = self._complete(call, call.mended, answers, buffer)
+            dynamic, infos = self._completed(call, call.mended)
             self._settle_mended(call, call.mended, ())
         else:
+            answers = self._answers(call, replies) if replies else []
             self._settle(call, answers, ())
-            dynamic, infos = self._gather(call, answers)
+            dynamic, infos = self._whole(answers) if call.env_ids is None else self._part(call, call.env_ids)
         if self._failed_rows is not None:
-            self.pool.forget_lost()
+            self.calls.forget_lost()
             self._failed_rows.keep(call.env_ids, buffer, dynamic)
         if call.env_ids is None:
-            return self._whole(call, dynamic), infos
+            return self._observations(call, dynamic), infos
         return self._layout.assemble([array[call.env_ids] for array in buffer.observations], dynamic), infos
-
-    # ---- states
 
     def _ended(self, buffer: Buffer) -> Sequence[int]:
         """The envs whose episode ended, where nobody resets them but the user."""
@@ -109,41 +172,224 @@ class Batches:
 
     def _settle(self, call: PendingCall, answers: Sequence[Answered], ended: Sequence[int]) -> None:
         """Takes an answer: states, and the failures of envs raised."""
-        pool = self.pool
-        pool.done(call)
+        self.calls.done(call)
         if not answers and not ended:  # the step path: nobody has anything to say
-            pool.states.settle(call.seq, {})
+            self.states.settle(call.seq, {})
             return
         records = [record for _, reply in answers for record in reply.failures]
         failed = {record.env_index: f"failed in {record.command}" for record in records}
-        pool.states.settle(call.seq, failed, ended)
+        self.states.settle(call.seq, failed, ended)
         if records:
-            self.ring.give_back(call.buffer)
+            self._keep_rest(call, failed)
             raise as_one_exception(call.command, records)
 
     def _settle_mended(self, call: PendingCall, mended: Mended, ended: Sequence[int]) -> None:
         """Takes an answer in which envs failed; raises for those that failed too often."""
-        assert self._failed_rows is not None  # noqa: S101
-        pool = self.pool
-        pool.done(call)
-        given_up = self._failed_rows.restarts.crash_loops(mended.failures)
+        self.calls.done(call)
+        given_up = self._crash_loops(mended.failures)
         failed = {env_index: GIVEN_UP for error in given_up for env_index in error.env_ids}
-        pool.states.settle(call.seq, failed, ended)
-        pool.forget_lost()
+        self.states.settle(call.seq, failed, ended)
+        self.calls.forget_lost()
         if not mended.resets:
-            pool.states.forget(list(mended.failures))
+            self.states.forget(list(mended.failures))
         if given_up:
-            self.ring.give_back(call.buffer)
-            if len(given_up) == 1:
-                raise given_up[0]
-            raise ExceptionGroup(f"{len(given_up)} failures in {call.command}", given_up)
+            self._keep_rest(call, failed)
+            raise _one_or_group(call.command, given_up)
+
+    def _crash_loops(self, env_ids: Iterable[int]) -> list[CrashLoopError]:
+        assert self._failed_rows is not None  # noqa: S101
+        return self._failed_rows.restarts.crash_loops(env_ids)
+
+    def _keep_rest(self, call: PendingCall, failed: Container[int]) -> None:
+        """The call raises: what the other envs did is there for `recv`."""
+        asked = self._every_env if call.env_ids is None else call.env_ids
+        self.calls.keep_rest(call, [env_index for env_index in asked if env_index not in failed])
+
+    def _observations(self, call: PendingCall, dynamic: list[list[Any]]) -> Any:
+        """The observations of a whole batch, theirs to keep who asked."""
+        arrays: list[npt.NDArray[Any]]
+        if call.buffer != HOME:
+            arrays = self._ring.lend(call.buffer)
+        elif self._is_lent_home:
+            arrays = self._buffers[HOME].observations
+        else:
+            arrays = [array.copy() for array in self._buffers[HOME].observations]
+        return self._layout.assemble(arrays, dynamic)
+
+    def _whole(self, answers: Sequence[Answered]) -> tuple[list[list[Any]], dict[str, Any]]:
+        """Of all envs: the values of the leaves without a fixed size, and the infos."""
+        if not answers:
+            return [], {}
+        dynamic = [list(chain.from_iterable(parts)) for parts in zip(*(r.dynamic for _, r in answers), strict=True)]
+        with_infos = [(env_ids, reply.infos) for env_ids, reply in answers if reply.infos]
+        return dynamic, infos_.merge(with_infos, len(self._every_env)) if with_infos else {}
+
+    def _part(self, call: PendingCall, env_ids: Sequence[int]) -> tuple[list[list[Any]], dict[str, Any]]:
+        """The same of some envs."""
+        dynamic, entries = self._rows(call, env_ids)
+        return dynamic, infos_.of_rows(entries, env_ids)
+
+    def _completed(self, call: PendingCall, mended: Mended) -> tuple[list[list[Any]], dict[str, Any]]:
+        """The same of a call in which some failed."""
+        dynamic, entries = self._complete(call, mended, None)
+        env_ids = self._every_env if call.env_ids is None else call.env_ids
+        return [[column[env_index] for env_index in env_ids] for column in dynamic], infos_.of_rows(entries, env_ids)
+
+    # ---- of one env
+
+    async def reset_one(self, env_index: int, seed: int | None, options: dict[str, Any] | None) -> ResetResult:
+        """See `SubEnv.reset`."""
+        return await self._reset(
+            reset_targets(len(self._every_env), [seed], options, [env_index]), self.one_reset_result
+        )
+
+    def one_reset_result(self, call: PendingCall, replies: list[BatchReply | None]) -> ResetResult:
+        """What the `reset` of a single env returns, or raises."""
+        env_index = call.env_index
+        assert env_index is not None  # noqa: S101
+        if call.mended is not None and call.mended.is_needed:
+            self._settle_mended(call, call.mended, ())
+        else:
+            self._settle(call, self._answers(call, replies) if replies else [], ())
+        observation, info = self._row(call, env_index)
+        self.calls.forget_lost()
+        return observation, info
+
+    def _row(self, call: PendingCall, env_index: int) -> tuple[Any, dict[str, Any]]:
+        """The observation of one env, and its info."""
+        buffer = self._buffers[HOME]
+        dynamic, entries = self._rows(call, [env_index])
+        if self._failed_rows is not None:
+            self._failed_rows.keep([env_index], buffer, dynamic)
+        row = [array[env_index : env_index + 1] for array in buffer.observations]
+        return self._layout.row(row, dynamic, 0), entries.get(env_index, {})
+
+    async def step_one(self, env_index: int, action: Any) -> Transition:
+        """See `SubEnv.step`."""
+        calls = self.calls
+        self.states.check_idle("step", [env_index])
+        worker = self.pool.worker_of(env_index)
+        actions = self.actions.write_one(action, env_index)
+        request = worker.prepare(StepEachRequest([env_index - worker.env_ids.start], False, actions))
+        call = calls.post_one(worker.index, request, env_index)
+        replies: list[BatchReply | None] = await calls.answered(call)
+        return calls.completed(call, self.one_result, replies)
+
+    def one_result(self, call: PendingCall, _replies: list[BatchReply | None]) -> Transition:
+        """What the `step` of a single env returns, or raises."""
+        env_index = call.env_index
+        assert env_index is not None  # noqa: S101
+        self.calls.done(call)
+        is_mended = call.mended is not None and call.mended.is_needed
+        self.calls.stepped(frozenset([env_index] if is_mended else ()), [env_index])
+        if (failures := self._failures(call, [env_index])) is not None:
+            raise failures
+        buffer = self._buffers[HOME]
+        observation, info = self._row(call, env_index)
+        reward = float(buffer.rewards[env_index])
+        terminated, truncated = bool(buffer.terminations[env_index]), bool(buffer.truncations[env_index])
+        self.states.settle_one(env_index, terminated or truncated, self._waits_for_reset)
+        return observation, reward, terminated, truncated, info
+
+    # ---- of those that are ready
+
+    def send(self, actions: Any, env_ids: Sequence[int]) -> None:
+        """See `AsyncVectorEnv.send`."""
+        self.calls.raise_untold_death()
+        self.states.check_idle("send", env_ids)
+        rows = self.actions.write(actions, env_ids)
+        asked: dict[int, list[int]] = {}
+        requests: dict[int, StepEachRequest] = {}
+        for worker in self.pool.workers:
+            own = worker.env_ids
+            chosen = [(position, env_index) for position, env_index in enumerate(env_ids) if env_index in own]
+            if chosen:
+                asked[worker.index] = [env_index for _, env_index in chosen]
+                theirs = None if rows is None else [rows[position] for position, _ in chosen]
+                requests[worker.index] = StepEachRequest([i - own.start for _, i in chosen], True, theirs)
+        self.calls.post_each("send", self.calls.prepare(requests), asked)
+
+    async def recv(self, min_envs: int | None, max_envs: int | None) -> StepBatch:
+        """What `recv` returns, or raises."""
+        chosen = await self.calls.ready(min_envs, max_envs)
+        by_call: dict[int, tuple[PendingCall, list[int]]] = {}
+        for env_index, call in chosen:
+            by_call.setdefault(call.seq, (call, []))[1].append(env_index)
+        env_ids = [env_index for env_index, _ in chosen]
+        if self.calls.inbox.has_failures:
+            failures = [self._failures(call, of_call) for call, of_call in by_call.values()]
+            self.calls.taken(env_ids)
+            raise _one_or_group("recv", [failure for failure in failures if failure is not None])
+        batch = self._gather(list(by_call.values()), env_ids)
+        self.states.take(env_ids, self._ended_of(batch))
+        self.calls.taken(env_ids)
+        return batch
+
+    def _gather(self, by_call: Sequence[tuple[PendingCall, list[int]]], env_ids: list[int]) -> StepBatch:
+        entries: dict[int, dict[str, Any]] = {}
+        values: dict[int, list[Any]] = {}
+        by_buffer: dict[int, list[int]] = {}
+        for call, of_call in by_call:
+            dynamic, of_rows = self._rows(call, of_call)
+            entries.update(of_rows)
+            by_buffer.setdefault(call.buffer, []).extend(of_call)
+            for position, env_index in enumerate(of_call) if dynamic else ():
+                values[env_index] = [column[position] for column in dynamic]
+            if self._failed_rows is not None:
+                self._failed_rows.keep(of_call, self._buffers[call.buffer], dynamic)
+                failed = call.mended.failures.keys() if call.mended is not None else ()
+                if call.command == "step":
+                    self.calls.stepped(frozenset(failed), of_call)
+        arrays = self._gather_arrays(by_buffer, env_ids)
+        dynamic = [[values[env_index][index] for env_index in env_ids] for index in range(len(self._layout.dynamic))]
+        observations = self._layout.assemble(arrays[:-3], dynamic)
+        ids = np.array(env_ids, dtype=np.int64)
+        infos = infos_.of_rows(entries, env_ids)
+        infos["env_id"] = ids
+        return StepBatch(ids, observations, arrays[-3], arrays[-2], arrays[-1], infos)
+
+    def _gather_arrays(self, by_buffer: dict[int, list[int]], env_ids: list[int]) -> list[npt.NDArray[Any]]:
+        """Copies of the rows of all arrays of a buffer."""
+        if len(by_buffer) == 1:
+            (buffer,) = by_buffer
+            return [array[env_ids] for array in self._buffers[buffer].arrays()]
+        position = {env_index: row for row, env_index in enumerate(env_ids)}
+        gathered = [np.empty((len(env_ids), *a.shape[1:]), a.dtype) for a in self._buffers[HOME].arrays()]
+        for buffer, of_buffer in by_buffer.items():
+            rows = [position[env_index] for env_index in of_buffer]
+            for array, source in zip(gathered, self._buffers[buffer].arrays(), strict=True):
+                array[rows] = source[of_buffer]
+        return gathered
+
+    def _ended_of(self, batch: StepBatch) -> Sequence[int]:
+        if not self._waits_for_reset:
+            return ()
+        ended: list[int] = batch.env_ids[batch.terminations | batch.truncations].tolist()
+        return ended
+
+    def _failures(self, call: PendingCall, env_ids: Sequence[int]) -> Exception | None:
+        """What to raise for these envs, which need a reset then; `None` if they did not fail."""
+        if call.mended is not None and call.mended.is_needed:
+            given_up = self._crash_loops(env_ids)
+            for env_index in [env_index for error in given_up for env_index in error.env_ids]:
+                self.states.break_(env_index, GIVEN_UP)
+            return _one_or_group(call.command, given_up) if given_up else None
+        replies: list[BatchReply | None] = self.calls.read(call)
+        records = [record for reply in replies if reply is not None for record in reply.failures]
+        records = [record for record in records if record.env_index in env_ids]
+        if not records:
+            return None
+        if type(records[0].exception) is StepRefused:
+            self.states.settle_one(env_ids[0], True, self._waits_for_reset)
+            return ResetNeeded(call.command, env_ids, "ended its episode")
+        for record in records:
+            self.states.break_(record.env_index, f"failed in {record.command}")
+        return as_one_exception(call.command, records)
 
     # ---- rows
 
-    def _receive(
-        self, call: PendingCall, replies: Sequence[BatchReply | None], buffer: Buffer
-    ) -> list[tuple[Sequence[int], BatchReply]]:
-        """The replies that say something; rows that came in them, where no memory is shared, go into the buffer."""
+    def _answers(self, call: PendingCall, replies: Sequence[BatchReply | None]) -> list[Answered]:
+        """The replies that say something, with their envs; rows that came in them go into the buffer."""
         workers = self.pool.workers
         answers = [
             (call.answered_by(workers[index].env_ids), reply)
@@ -151,52 +397,57 @@ class Batches:
             if reply is not None
         ]
         for env_ids, reply in answers:
-            if reply.arrays:
-                for array, sent in zip(buffer.arrays(), reply.arrays, strict=True):
+            if reply.arrays:  # no memory is shared
+                for array, sent in zip(self._buffers[call.buffer].arrays(), reply.arrays, strict=True):
                     array[env_ids] = sent
         return answers
 
-    def _gather(self, call: PendingCall, answers: Sequence[Answered]) -> tuple[list[list[Any]], dict[str, Any]]:
-        """The values of the leaves without a fixed size, row by row, and the infos."""
-        if not answers:
-            return [], {}
-        with_infos = [(env_ids, reply.infos) for env_ids, reply in answers if reply.infos]
-        if call.env_ids is None:
-            dynamic = [list(chain.from_iterable(parts)) for parts in zip(*(r.dynamic for _, r in answers), strict=True)]
-            return dynamic, infos_.merge(with_infos, self._num_envs) if with_infos else {}
-        position = {env_index: row for row, env_index in enumerate(call.env_ids)}
-        dynamic = [[None] * len(position) for _ in self._layout.dynamic]
-        for env_ids, reply in answers:
-            for column, values in zip(dynamic, reply.dynamic, strict=True):
-                for env_index, value in zip(env_ids, values, strict=True):
-                    column[position[env_index]] = value
-        in_rows = [
-            ([position[env_index] for env_index in sorted(env_ids)], infos_.renumber(columns, position))
-            for env_ids, columns in with_infos
-        ]
-        return dynamic, infos_.merge(in_rows, len(position)) if in_rows else {}
+    def _rows(self, call: PendingCall, env_ids: Sequence[int]) -> tuple[list[list[Any]], dict[int, dict[str, Any]]]:
+        """Of some envs of a call: the values of the leaves without a fixed size, and the infos of those that have one.
+
+        The rest is in the buffer then.
+        """
+        if call.mended is not None and call.mended.is_needed:
+            dynamic, entries = self._complete(call, call.mended, env_ids)
+            return [[column[env_index] for env_index in env_ids] for column in dynamic], entries
+        wanted = set(env_ids)
+        values: dict[int, list[Any]] = {}
+        entries = {}
+        workers = self.pool.workers
+        replies: list[BatchReply | None] = self.calls.read(call)
+        for index, reply in zip(sorted(call.payloads), replies, strict=bool(replies)):
+            if reply is None:
+                continue
+            answered = call.answered_by(workers[index].env_ids)
+            if reply.infos:
+                in_order = sorted(answered)
+                of_envs = zip(in_order, infos_.as_dicts(in_order, reply.infos), strict=True)
+                entries.update({env_index: info for env_index, info in of_envs if info and env_index in wanted})
+            if reply.arrays or reply.dynamic:
+                for position, env_index in enumerate(answered):
+                    if env_index in wanted:
+                        values[env_index] = [column[position] for column in reply.dynamic]
+                        for array, sent in zip(self._buffers[call.buffer].arrays(), reply.arrays, strict=False):
+                            array[env_index] = sent[position]
+        dynamic = [[values[env_index][index] for env_index in env_ids] for index in range(len(self._layout.dynamic))]
+        return dynamic, entries
 
     def _complete(
-        self, call: PendingCall, mended: Mended, answers: Sequence[Answered], buffer: Buffer
-    ) -> tuple[list[list[Any]], dict[str, Any]]:
-        """The same, with the rows of envs that failed; the buffer has them, too."""
+        self, call: PendingCall, mended: Mended, env_ids: Sequence[int] | None
+    ) -> tuple[list[list[Any]], dict[int, dict[str, Any]]]:
+        """Completes the rows of these envs, or of all, in a call in which some failed; see `FailedRows.complete`."""
         assert self._failed_rows is not None  # noqa: S101
-        own = [worker.env_ids for worker in self.pool.workers]
-        dynamic, entries = self._failed_rows.complete(mended, answers, own, buffer)
-        rows = range(self._num_envs) if call.env_ids is None else call.env_ids
-        position = {env_index: row for row, env_index in enumerate(rows)}
-        in_rows = sorted((position[env_index], info) for env_index, info in entries.items() if env_index in position)
-        columns = infos_.collect(in_rows, -1)
-        infos = infos_.merge([(range(len(rows)), columns)], len(rows)) if columns else {}
-        return [[column[env_index] for env_index in rows] for column in dynamic], infos
+        workers = self.pool.workers
+        whole = [
+            (call.answered_by(workers[index].env_ids), reply)
+            for index, reply in zip(sorted(call.payloads), self.calls.read(call), strict=False)
+            if reply is not None
+        ]
+        own = [worker.env_ids for worker in workers]
+        return self._failed_rows.complete(mended, whole, own, self._buffers[call.buffer], env_ids)
 
-    def _whole(self, call: PendingCall, dynamic: list[list[Any]]) -> Any:
-        """The observations of a whole batch, theirs to keep who asked."""
-        arrays: list[npt.NDArray[Any]]
-        if call.buffer != HOME:
-            arrays = self.ring.lend(call.buffer)
-        elif self._is_lent_home:
-            arrays = self._buffers[HOME].observations
-        else:
-            arrays = [array.copy() for array in self._buffers[HOME].observations]
-        return self._layout.assemble(arrays, dynamic)
+
+def _one_or_group(command: str, exceptions: Sequence[Exception]) -> Exception:
+    if len(exceptions) == 1:
+        return exceptions[0]
+    return ExceptionGroup(f"{len(exceptions)} failures in {command}", exceptions)

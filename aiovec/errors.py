@@ -2,6 +2,7 @@
 
     AiovecError
     ├── AlreadyPendingCallError     an env is awaited or owed          (gymnasium's class too)
+    ├── NoAsyncCallError            recv() with nothing pending        (gymnasium's class too)
     ├── ClosedEnvironmentError      the vector is closed               (gymnasium's class too)
     ├── NotStartedError             asked before the start             (RuntimeError)
     ├── WrongLoopError              asked from another event loop      (RuntimeError)
@@ -39,6 +40,7 @@ __all__ = [
     "Failure",
     "InvalidActionsError",
     "InvalidEnvResultError",
+    "NoAsyncCallError",
     "NotStartedError",
     "RemoteError",
     "ResetNeeded",
@@ -95,14 +97,27 @@ class AlreadyPendingCallError(AiovecError, gymnasium_error.AlreadyPendingCallErr
         self.command = command
         self.name = command  # gymnasium's attribute
         self.env_ids: tuple[int, ...] = tuple(env_ids)
-        if owed:
+        if not env_ids:
+            text = f"{command}() refused: another task is in {command}() already. Await that first."
+        elif owed:
             text = (
-                f"{command}() refused: the call that {name_envs(env_ids)} served was cancelled and its result "
-                "is still owed. `await envs.reset()` waits it out and discards it, `await envs.close()` ends it."
+                f"{command}() refused: {name_envs(env_ids)} {'was' if len(env_ids) == 1 else 'were'} sent an action, or "
+                "the call that waited was cancelled, and the result is still owed. `await envs.recv()` collects it, "
+                "`await envs.reset()` waits it out and discards it, `await envs.close()` ends it."
             )
         else:
             text = f"{command}() refused: another task awaits {name_envs(env_ids)}. Await that call first."
         Exception.__init__(self, text)
+
+
+class NoAsyncCallError(AiovecError, gymnasium_error.NoAsyncCallError):
+    """`recv` was asked although nothing is pending, so it would wait for ever."""
+
+    def __init__(self) -> None:
+        self.name = "recv"  # gymnasium's attribute
+        Exception.__init__(
+            self, "recv() refused: no env was sent an action, and none is owed. `await envs.send(actions)` first."
+        )
 
 
 class ClosedEnvironmentError(AiovecError, gymnasium_error.ClosedEnvironmentError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,12 @@ class FailedRows:
                 column[env_index] = copy.deepcopy(value)
 
     def complete(
-        self, mended: Mended, answers: Sequence[Answered], own_env_ids: Sequence[range], buffer: Buffer
+        self,
+        mended: Mended,
+        answers: Sequence[Answered],
+        own_env_ids: Sequence[range],
+        buffer: Buffer,
+        env_ids: Iterable[int] | None,
     ) -> tuple[list[list[Any]], dict[int, dict[str, Any]]]:
         """Completes a batch, its buffer included.
 
@@ -64,16 +70,20 @@ class FailedRows:
             answers: What workers answered as a whole.
             own_env_ids: The envs of each worker.
             buffer: Of the call.
+            env_ids: Whose rows are completed, if not all.
 
         Returns:
             For each leaf without a fixed size the values by env, and the info of each env that has one.
         """
         dynamic = [list(column) for column in self._last_dynamic]
         entries: dict[int, dict[str, Any]] = {}
-        for env_ids, reply in [*answers, *((part.env_ids, part.reply) for part in mended.parts)]:
-            _take_part(env_ids, reply, buffer, dynamic, entries)
+        wanted = set(range(self._num_envs) if env_ids is None else env_ids)
+        for answered, reply in [*answers, *((part.env_ids, part.reply) for part in mended.parts)]:
+            _take_part(answered, reply, wanted, buffer, dynamic, entries)
         self._repeat_lost(mended, own_env_ids, buffer)
         for env_index, failing in sorted(mended.failures.items()):
+            if env_index not in wanted:
+                continue
             entry: dict[str, Any] = {}
             if not mended.resets:  # a step
                 buffer.rewards[env_index] = np.nan
@@ -105,12 +115,13 @@ class FailedRows:
 def _take_part(
     env_ids: Sequence[int],
     reply: BatchReply,
+    wanted: AbstractSet[int],
     buffer: Buffer,
     dynamic: list[list[Any]],
     entries: dict[int, dict[str, Any]],
 ) -> None:
     failed = {record.env_index for record in reply.failures}
-    good = [position for position, env_index in enumerate(env_ids) if env_index not in failed]
+    good = [position for position, env_index in enumerate(env_ids) if env_index in wanted and env_index not in failed]
     if reply.arrays and good:
         for array, sent in zip(buffer.arrays(), reply.arrays, strict=True):
             array[[env_ids[position] for position in good]] = sent[good]
@@ -120,7 +131,7 @@ def _take_part(
     if reply.infos:
         in_order = sorted(env_ids)
         of_envs = zip(in_order, infos_.as_dicts(in_order, reply.infos), strict=True)
-        entries.update({env_index: info for env_index, info in of_envs if info})
+        entries.update({env_index: info for env_index, info in of_envs if info and env_index in wanted})
 
 
 def _one(exceptions: list[Exception]) -> Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -12,14 +12,15 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
-from aiovec.arguments import check_plan, env_ids_of, reset_targets
-from aiovec.batches import Batches, StepResult
+from aiovec.arguments import check_plan, check_recv, env_ids_of, reset_targets
+from aiovec.batches import Batches, StepBatch, StepResult
 from aiovec.errors import ClosedEnvironmentError, NotStartedError, WrongLoopError
 from aiovec.exchange.failures import as_one_exception
 from aiovec.exchange.frames import FrameKind
-from aiovec.exchange.messages import BatchReply, CallReply, CallRequest, SetAttrRequest
+from aiovec.exchange.messages import CallReply, CallRequest, SetAttrRequest
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, Started, start
+from aiovec.sub_env import SubEnv
 
 __all__ = ["AsyncVectorEnv"]
 
@@ -351,24 +352,7 @@ class AsyncVectorEnv:
         """
         if not self._closed and self._started is None:
             await self._start("reset()")
-        batches = self._ready("reset()")
-        pool = batches.pool
-        target = reset_targets(self._num_envs, seed, options, env_ids)
-        requests = {
-            worker.index: request for worker in pool.workers if (request := target.request(worker.env_ids)) is not None
-        }
-        prepared = pool.prepare(requests)
-        if target.unmasked:
-            pool.states.check_repeatable("reset", target.unmasked)
-        pool.states.check_reset("reset", target.reset_ids)
-        pool.replace_dead(requests)
-        seq = pool.next_seq()
-        # With a mask all rows are answered, but only the masked envs change their state.
-        pool.states.begin_reset(seq, "reset", target.reset_ids)
-        pool.drop_unowed()
-        call = pool.post_reset(seq, prepared, requests, None if env_ids is None else target.env_ids)
-        replies: list[BatchReply | None] = await pool.answered(call)
-        return pool.completed(call, batches.reset_result, replies)
+        return await self._ready("reset()").reset(reset_targets(self._num_envs, seed, options, env_ids))
 
     async def step(self, actions: Any) -> StepResult:
         """Steps every env once.
@@ -396,19 +380,72 @@ class AsyncVectorEnv:
             asyncio.CancelledError: The envs go on with the step, and their answer is owed: `reset` discards
                 it.
         """
-        batches = self._ready("step()")
-        pool = batches.pool
-        pool.raise_untold_death()
-        seq = pool.next_seq()
-        pool.states.begin_step(seq, "step")
-        try:
-            prepared = pool.step_requests(batches.actions.write(actions))
-        except BaseException:
-            pool.states.settle(seq, {})  # nothing was sent: all are idle, as they were
-            raise
-        call = pool.post_step(prepared, seq)
-        replies: list[BatchReply | None] = await pool.answered(call)
-        return pool.completed(call, batches.step_result, replies)
+        return await self._ready("step()").step(actions)
+
+    # ---- part batches
+
+    async def send(self, actions: Any, env_ids: Sequence[int] | None = None) -> None:
+        """Sends an action to some envs; they step, each by itself, and `recv` collects what they give.
+
+        Args:
+            actions: A batch, as for `step`, with one action for each of these envs. Taken before this returns.
+            env_ids: The envs, which are idle: all of them, or those of an earlier `recv`.
+
+        Raises:
+            InvalidActionsError: The actions do not fit; no env was stepped.
+            AlreadyPendingCallError: Some envs are awaited by another task, or owed; no env was stepped.
+            ResetNeeded: Some envs must be reset first; no env was stepped.
+            WorkerDied: A worker ended since the last call; no env was stepped.
+        """
+        ids = range(self._num_envs) if env_ids is None else env_ids_of(self._num_envs, env_ids)
+        self._ready("send()").send(actions, ids)
+
+    async def recv(self, min_envs: int | None = None, max_envs: int | None = None) -> StepBatch:
+        """Collects the first rows of what is owed: of envs that were sent an action, and of cancelled calls.
+
+        After a call that raised, the rows of the envs that did their part are there, too, until these are asked for
+        something else.
+
+        Args:
+            min_envs: Waits for so many envs; `None`: for one.
+            max_envs: Takes no more than so many; `None`: all that are ready.
+
+        Returns:
+            Dense rows, in the order in which the envs ended; copies, and so yours. The row of a cancelled reset has
+            reward 0 and both flags false.
+
+        Raises:
+            ValueError: `min_envs` is above the number of envs that are owed; or a number is below one.
+            NoAsyncCallError: No env is owed.
+            AlreadyPendingCallError: Another task is in `recv`.
+            WorkerDied: A worker ended. Its envs need a reset; what others gave, or will give, can still be collected.
+            EnvTimeoutError: Likewise.
+            Exception: What an env raised, as soon as it is there, or an `ExceptionGroup` of several; no row was
+                taken with it. These envs need a reset.
+            asyncio.CancelledError: Nothing was taken.
+        """
+        check_recv(min_envs, max_envs)
+        return await self._ready("recv()").recv(min_envs, max_envs)
+
+    async def batches(self, min_envs: int | None = None, max_envs: int | None = None) -> AsyncIterator[StepBatch]:
+        """Iterates over `recv`, until no env is owed any more: `send` the next actions inside the loop.
+
+        Args:
+            min_envs: As for `recv`; where fewer envs are still owed, all of these.
+            max_envs: As for `recv`.
+        """
+        while num_owed := self._ready("batches()").calls.num_owed():
+            yield await self.recv(None if min_envs is None else min(min_envs, num_owed), max_envs)
+
+    # ---- single envs
+
+    def __getitem__(self, env_index: int) -> SubEnv:
+        """One env, for a task of its own; negative indices count from the end."""
+        (env_index,) = env_ids_of(self._num_envs, [range(self._num_envs)[env_index]])
+        return SubEnv(self, self._ready, env_index)
+
+    def __iter__(self) -> Iterator[SubEnv]:
+        return (self[env_index] for env_index in range(self._num_envs))
 
     # ---- calls
 
@@ -471,18 +508,19 @@ class AsyncVectorEnv:
         env_ids: Sequence[int] | None,
         request: Callable[[list[int] | None, Sequence[int]], CallRequest | SetAttrRequest],
     ) -> tuple[Any, ...]:
-        pool = self._ready(f"{name}()").pool
+        batches = self._ready(f"{name}()")
+        calls = batches.calls
         ids = range(self._num_envs) if env_ids is None else env_ids_of(self._num_envs, env_ids)
         asked: dict[int, list[int]] = {}
         messages: dict[int, CallRequest | SetAttrRequest] = {}
-        for worker in pool.workers:
+        for worker in batches.pool.workers:
             chosen = [env_index for env_index in ids if env_index in worker.env_ids]
             if chosen:
                 asked[worker.index] = chosen
                 messages[worker.index] = request([i - worker.env_ids.start for i in chosen], chosen)
-        call = pool.post(kind, name, pool.prepare(messages))
-        replies: list[CallReply] = await pool.answered(call)
-        pool.done(call)
+        call = calls.post(kind, name, calls.prepare(messages))
+        replies: list[CallReply] = await calls.answered(call)
+        calls.done(call)
         records = [record for reply in replies for record in reply.failures]
         if records:
             raise as_one_exception(name, records)

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector.utils import batch_space, iterate
+from gymnasium.vector.utils import iterate
 
 from aiovec.errors import InvalidActionsError
 from aiovec.exchange.layout import Layout, Leaf
@@ -32,27 +32,30 @@ class ActionWriter:
     def __init__(self, space: gym.Space[Any], num_envs: int) -> None:
         self.layout: Layout = Layout(space)
         self._num_envs = num_envs
-        self._batch_space = batch_space(space, num_envs)
-        self._shapes = [(num_envs, *leaf.shape) for leaf in self.layout.fixed]
         self._slab_arrays: list[npt.NDArray[Any]] | None = None
 
     def map(self, slab_arrays: list[npt.NDArray[Any]]) -> None:
         """Gives the arrays `[num_envs, *leaf.shape]` that `write` fills, one for each leaf of fixed size."""
         self._slab_arrays = slab_arrays
 
-    def write(self, actions: Any) -> Sequence[Any] | npt.NDArray[Any] | None:
+    def write(self, actions: Any, env_ids: Sequence[int] | None = None) -> Sequence[Any] | npt.NDArray[Any] | None:
         """Writes a batch of actions into the slab, or returns the rows that must travel by pickle.
+
+        Args:
+            actions: One an env.
+            env_ids: The envs, in order, if not all.
 
         Raises:
             InvalidActionsError: Number, structure, shape or dtype do not fit; nothing was written.
         """
         slab_arrays = self._slab_arrays
-        if self.layout.is_array and slab_arrays is not None:  # the step path: a comparison each, one copy
-            array = slab_arrays[0]
+        if self.layout.is_array and slab_arrays is not None and env_ids is None:  # the step path
+            array = slab_arrays[0]  # a comparison each, one copy
             if type(actions) is np.ndarray and actions.dtype == array.dtype and actions.shape == array.shape:
                 array[...] = actions
                 return None
-        leaves = [self._leaf(leaf, actions) for leaf in self.layout.leaves]
+        count = self._num_envs if env_ids is None else len(env_ids)
+        leaves = [self._leaf(leaf, actions, "actions", (count,)) for leaf in self.layout.leaves]
         if (
             slab_arrays is not None
             and not self.layout.dynamic
@@ -62,14 +65,27 @@ class ActionWriter:
             )
         ):
             for array, value in zip(slab_arrays, leaves, strict=True):
-                array[...] = value
+                array[... if env_ids is None else list(env_ids)] = value
             return None
         if self.layout.is_array and hasattr(actions, "__array__"):
             return np.asarray(actions)  # rows of an array are sent as one array
-        return list(iterate(self._batch_space, _without_foreign_arrays(actions)))
+        return list(iterate(self.layout.batch_space(count), _without_foreign_arrays(actions)))
 
-    def _leaf(self, leaf: Leaf, actions: Any) -> Any:
-        name = leaf.name("actions")
+    def write_one(self, action: Any, env_index: int) -> Sequence[Any] | None:
+        """The same for the action of one env, which has no axis for envs."""
+        slab_arrays = self._slab_arrays
+        leaves = [self._leaf(leaf, action, "action", ()) for leaf in self.layout.leaves]
+        values = [np.asarray(value) for leaf, value in zip(self.layout.leaves, leaves, strict=True) if leaf.fixed]
+        fits = all(value.dtype == leaf.dtype for leaf, value in zip(self.layout.fixed, values, strict=True))
+        if slab_arrays is None or self.layout.dynamic or not fits:
+            return [_without_foreign_arrays(action)]
+        for array, value in zip(slab_arrays, values, strict=True):
+            array[env_index] = value
+        return None
+
+    def _leaf(self, leaf: Leaf, actions: Any, root: str, lead: tuple[int, ...]) -> Any:
+        """One leaf, checked; `lead` is the length of the axis for envs, if there is one."""
+        name = leaf.name(root)
         value: Any = actions
         for key in leaf.path:
             try:
@@ -78,11 +94,11 @@ class ActionWriter:
                 got = f"a {type(value).__name__} without {key!r}"
                 raise InvalidActionsError(name, "a value for every leaf of the action space", got) from None
         if not leaf.fixed:
-            if not hasattr(value, "__len__") or len(value) != self._num_envs:
+            if lead and (not hasattr(value, "__len__") or len(value) != lead[0]):
                 count = len(value) if hasattr(value, "__len__") else f"a single {type(value).__name__}"
-                raise InvalidActionsError(name, f"{self._num_envs} values, one an env", str(count))
+                raise InvalidActionsError(name, f"{lead[0]} values, one an env", str(count))
             return value
-        expected = f"shape {(self._num_envs, *leaf.shape)} of {leaf.dtype}"
+        expected = f"shape {(*lead, *leaf.shape)} of {leaf.dtype}"
         try:
             array = np.asarray(value)
         except ValueError as error:  # a ragged list
@@ -90,7 +106,7 @@ class ActionWriter:
         # Integers fit integers of any width: rows of another dtype travel as they are, so nothing is cast.
         integers = array.dtype.kind in "iu" and leaf.dtype.kind in "iu"
         fits = integers or np.can_cast(array.dtype, leaf.dtype, "same_kind")
-        if array.shape != (self._num_envs, *leaf.shape) or not fits:
+        if array.shape != (*lead, *leaf.shape) or not fits:
             raise InvalidActionsError(name, expected, f"shape {array.shape} of {array.dtype}")
         return array if hasattr(value, "__array__") else value
 
@@ -112,17 +128,24 @@ class ActionReader:
     Args:
         layout: Of the action space of a single env.
         slab_arrays: This worker's rows `[rows, *leaf.shape]` of each leaf of fixed size.
-        num_rows: How many envs the worker holds.
     """
 
-    def __init__(self, layout: Layout, slab_arrays: list[npt.NDArray[Any]], num_rows: int) -> None:
+    def __init__(self, layout: Layout, slab_arrays: list[npt.NDArray[Any]]) -> None:
         self._layout = layout
         self._slab_arrays = slab_arrays
-        self._batch_space = batch_space(layout.space, num_rows)
 
     def rows(self) -> list[Any]:
         """One action an env; copies, so an env may keep or change its own."""
         if self._layout.is_array:
             return list(self._slab_arrays[0].copy())
-        batch = self._layout.assemble([array.copy() for array in self._slab_arrays])
-        return list(iterate(self._batch_space, batch))
+        return self._apart([array.copy() for array in self._slab_arrays])
+
+    def rows_of(self, rows: Sequence[int]) -> list[Any]:
+        """The actions of some envs, in their order; copies."""
+        if self._layout.is_array:
+            return list(self._slab_arrays[0][list(rows)])
+        return self._apart([array[list(rows)] for array in self._slab_arrays])
+
+    def _apart(self, arrays: list[npt.NDArray[Any]]) -> list[Any]:
+        count = len(arrays[0]) if arrays else 0
+        return list(iterate(self._layout.batch_space(count), self._layout.assemble(arrays)))

@@ -30,6 +30,7 @@ class FrameKind(enum.IntEnum):
     ALL_DONE = 10  # the answer of the last worker to end a STEP_TOGETHER, for all of them
     ECHO = 11  # answered by the same, behind whatever the worker had to answer before
     REBUILD = 12  # like BUILD, of a worker in place of one that died: an env that failed tells it when it is reset
+    STEP_EACH = 13  # payload: see `exchange.step_each`; each of its envs answers by itself
 
 
 class Frame(NamedTuple):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from aiovec.exchange import packed_infos
 from aiovec.exchange.packed_infos import PackedInfos
 
-__all__ = ["Column", "Columns", "as_dicts", "collect", "merge", "renumber", "values_of", "without"]
+__all__ = ["Column", "Columns", "as_dicts", "collect", "merge", "of_rows", "renumber", "values_of", "without"]
 
 # The envs that have the key (`None`: all of this worker), and a value each: a list, or a tuple where they are
 # Python numbers of one type, their stack as one array where they are arrays of one shape and dtype, or the
@@ -103,6 +103,21 @@ def merge(parts: Sequence[tuple[Sequence[int], Columns | PackedInfos]], num_rows
             mask[_index(rows)] = True
         infos[f"_{key}"] = mask
     return infos
+
+
+def of_rows(entries: Mapping[int, dict[str, Any]], env_ids: Sequence[int]) -> dict[str, Any]:
+    """The infos of a batch with these rows, from those of its envs; no dtype depends on the order of the rows."""
+    in_order = sorted(env_ids)
+    place = {env_index: row for row, env_index in enumerate(in_order)}
+    columns = collect([(place[env_index], entries[env_index]) for env_index in in_order if env_index in entries], -1)
+    merged = merge([(range(len(in_order)), columns)], len(in_order)) if columns else {}
+    return merged if in_order == list(env_ids) else _permuted(merged, [place[env_index] for env_index in env_ids])
+
+
+def _permuted(infos: dict[str, Any], order: list[int]) -> dict[str, Any]:
+    return {
+        key: _permuted(values, order) if isinstance(values, dict) else values[order] for key, values in infos.items()
+    }
 
 
 def renumber(part: Columns | PackedInfos, position: Mapping[int, int]) -> Columns:

@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector.utils import concatenate, create_empty_array
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 __all__ = ["ALIGNMENT", "Layout", "Leaf", "align"]
 
@@ -87,9 +87,16 @@ class Layout:
         self.dynamic: tuple[Leaf, ...] = tuple(leaf for leaf in self.leaves if not leaf.fixed)
         self.is_array: bool = len(self.leaves) == 1 and self.leaves[0].fixed and not self.leaves[0].path
         self._assemble = _assembler(space)
+        self._batch_spaces: dict[int, gym.Space[Any]] = {}
 
     def __repr__(self) -> str:
         return f"<Layout fixed={len(self.fixed)} dynamic={len(self.dynamic)}>"
+
+    def batch_space(self, num_rows: int) -> gym.Space[Any]:
+        """Of so many envs."""
+        if num_rows not in self._batch_spaces:
+            self._batch_spaces[num_rows] = batch_space(self.space, num_rows)
+        return self._batch_spaces[num_rows]
 
     def nbytes(self, num_rows: int) -> int:
         """Of the fixed leaves of `num_rows` rows, each aligned."""

@@ -30,6 +30,7 @@ __all__ = [
     "ResetRequest",
     "SetAttrRequest",
     "SpaceFacts",
+    "StepRefused",
 ]
 
 
@@ -65,6 +66,10 @@ class RebuildRequest:
     build: bytes
     delay: float = 0.0
     lost: Sequence[int] = ()
+
+
+class StepRefused(Exception):  # noqa: N818  it never leaves the parent
+    """An env was to be stepped by itself, but its episode has ended, and the next batch resets it."""
 
 
 class EnvLost(Exception):  # noqa: N818  it never leaves the parent

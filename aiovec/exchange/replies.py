@@ -6,25 +6,37 @@ nothing of any size is unpickled.
 
 from __future__ import annotations
 
+import enum
 import struct
 from collections.abc import Sequence
 from typing import Any
 
 from aiovec.exchange import pickles
-from aiovec.exchange.messages import BatchReply, EnvLost
+from aiovec.exchange.messages import BatchReply, EnvLost, StepRefused
 from aiovec.exchange.packed_infos import MARK, PackedInfos
 
-__all__ = ["dumps", "failed_envs", "is_to_be_read_in_a_thread", "loads"]
+__all__ = ["Failed", "dumps", "failed_envs", "failed_in", "is_to_be_read_in_a_thread", "loads"]
 
 _FAILED_MARK = b"\1"  # neither a pickle nor packed infos begin with it
 _FAILED_HEAD = struct.Struct("<cI")  # mark, how many; then each of them, then the pickle
-_FAILED = struct.Struct("<I?")  # env index, whether it is the loss of its worker that is told
+_FAILED = struct.Struct("<IB")  # env index, how
 
 # What is larger than this is unpickled in a thread, so that the loop goes on meanwhile. Exceptions always are: the
 # frames of one cost some 30 µs each.
 _LARGE_NBYTES = 1 << 20
 
 Payload = bytes | memoryview
+
+
+class Failed(enum.IntEnum):
+    """What happened to an env that did not give its row."""
+
+    RAISED = 0
+    LOST = 1  # its worker died before: see `EnvLost`
+    REFUSED = 2  # nothing: see `StepRefused`
+
+
+_FAILED_OF: dict[type[BaseException], Failed] = {EnvLost: Failed.LOST, StepRefused: Failed.REFUSED}
 
 
 def dumps(reply: BatchReply) -> bytes:
@@ -34,7 +46,7 @@ def dumps(reply: BatchReply) -> bytes:
     data = pickles.dumps_to_parent(reply)
     if not reply.failures:
         return data
-    failed = [_FAILED.pack(record.env_index, type(record.exception) is EnvLost) for record in reply.failures]
+    failed = [_FAILED.pack(*item) for item in failed_in(reply)]
     return b"".join((_FAILED_HEAD.pack(_FAILED_MARK, len(failed)), *failed, data))
 
 
@@ -51,8 +63,13 @@ def loads(payload: Payload) -> Any:
     return pickles.loads(payload)
 
 
-def failed_envs(payload: Payload) -> Sequence[tuple[int, bool]]:
-    """The envs that failed, each with whether it tells the loss of its worker, without unpickling anything."""
+def failed_in(reply: BatchReply) -> Sequence[tuple[int, int]]:
+    """The envs that failed, each with a `Failed`."""
+    return [(record.env_index, _FAILED_OF.get(type(record.exception), Failed.RAISED)) for record in reply.failures]
+
+
+def failed_envs(payload: Payload) -> Sequence[tuple[int, int]]:
+    """The same, without unpickling anything."""
     if payload[:1] != _FAILED_MARK:
         return ()
     _, count = _FAILED_HEAD.unpack_from(payload)

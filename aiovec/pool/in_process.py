@@ -17,7 +17,9 @@ from aiovec.exchange.black_box import IDLE, Doing
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, MapRequest, ResetRequest
+from aiovec.exchange.replies import failed_in
 from aiovec.exchange.slab import Geometry, Slab
+from aiovec.exchange.step_each import StepEachRequest
 from aiovec.worker.core import WorkerCore
 from aiovec.worker.travel import copied_reply
 
@@ -69,6 +71,9 @@ class InProcessWorker:
         return message
 
     def post(self, kind: int, seq: int, buffer: int, prepared: Any) -> None:
+        if kind == FrameKind.STEP_EACH:
+            self._step_each(seq, buffer, prepared)
+            return
         reply = self._handlers[kind](buffer, prepared)
         asyncio.get_running_loop().call_soon(self._deliver, Frame(kind, seq, buffer, reply))
 
@@ -79,8 +84,8 @@ class InProcessWorker:
     def unpack(self, payload: Any) -> Any:
         return payload
 
-    def failed_envs(self, payload: BatchReply | None) -> Sequence[tuple[int, bool]]:
-        return [(record.env_index, False) for record in payload.failures] if payload is not None else ()
+    def failed_envs(self, payload: BatchReply | None) -> Sequence[tuple[int, int]]:
+        return failed_in(payload) if payload is not None else ()
 
     def signal(self, number: int) -> None:
         """There is no process to signal."""
@@ -115,6 +120,12 @@ class InProcessWorker:
     def _reset(self, buffer: int, message: ResetRequest) -> BatchReply | None:
         reply = self._core.reset(buffer, message)
         return copied_reply(reply, self._core.answered_by(message), "reset", self._capture_on_the_way)
+
+    def _step_each(self, seq: int, buffer: int, message: StepEachRequest) -> None:
+        for position, (row, action) in enumerate(zip(message.rows, self._core.actions_of(message), strict=True)):
+            reply = self._core.step_one(buffer, row, action, message.autoreset)
+            reply = copied_reply(reply, [self.env_ids[row]], "step", self._capture_on_the_way)
+            asyncio.get_running_loop().call_soon(self._deliver, Frame(FrameKind.REPLY, seq + position, buffer, reply))
 
     def _build(self, message: BuildRequest) -> BuildReply:
         self._traceback_locals = message.traceback_locals

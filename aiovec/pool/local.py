@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from aiovec.errors import EnvTimeoutError, WorkerDied
-from aiovec.exchange import pickles, replies
+from aiovec.exchange import pickles, replies, step_each
 from aiovec.exchange.black_box import Doing
 from aiovec.exchange.frames import Frame, pack_frame, pack_header
+from aiovec.exchange.step_each import StepEachRequest
 from aiovec.pool.channel import Channel
 from aiovec.pool.output import WorkerOutput
 from aiovec.pool.process import WorkerProcess
@@ -46,8 +47,8 @@ class Worker(Protocol):
     def unpack(self, payload: Any) -> Any:
         """The reply behind a payload."""
 
-    def failed_envs(self, payload: Any) -> Sequence[tuple[int, bool]]:
-        """The envs that failed in the reply to a batch, each with whether it tells the loss of its worker."""
+    def failed_envs(self, payload: Any) -> Sequence[tuple[int, int]]:
+        """The envs that failed in the reply to a batch, each with a `Failed`."""
         raise NotImplementedError
 
     def signal(self, number: int) -> None:
@@ -129,7 +130,9 @@ class LocalWorker:
         self._process.watch(loop, self._process_ended)
 
     def prepare(self, message: Any) -> bytes:
-        return b"" if message is None else pickles.dumps_to_worker(message)
+        if message is None:
+            return b""
+        return step_each.dumps(message) if type(message) is StepEachRequest else pickles.dumps_to_worker(message)
 
     def post(self, kind: int, seq: int, buffer: int, prepared: bytes) -> None:
         self._channel.write(pack_frame(kind, seq, buffer, prepared) if prepared else pack_header(kind, seq, buffer))
@@ -137,7 +140,7 @@ class LocalWorker:
     def unpack(self, payload: memoryview | bytes) -> Any:
         return replies.loads(payload)
 
-    def failed_envs(self, payload: memoryview | bytes) -> Sequence[tuple[int, bool]]:
+    def failed_envs(self, payload: memoryview | bytes) -> Sequence[tuple[int, int]]:
         return replies.failed_envs(payload)
 
     def signal(self, number: int) -> None:

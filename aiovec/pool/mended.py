@@ -29,6 +29,11 @@ class Part:
         self._exceptions: dict[int, Exception] = {}
 
     @property
+    def is_read(self) -> bool:
+        """Whether it was asked for."""
+        return self._reply is not None
+
+    @property
     def reply(self) -> BatchReply:
         """What the worker said."""
         if self._reply is None:

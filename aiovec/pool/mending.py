@@ -8,7 +8,7 @@ starts at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from aiovec.errors import WorkerStartError
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import ResetRequest
+from aiovec.exchange.replies import Failed
 from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.local import Death, LocalWorker
 from aiovec.pool.mended import Failing, Mended, Part
@@ -43,7 +44,7 @@ class Mending:
         self.restarts: Restarts = restarts
         self._workers = workers
         self._replace = replace
-        self._losses: dict[int, Exception] = {}  # by env: what its worker ended with, until a row tells it
+        self._losses: dict[int, Failing] = {}  # by env: what its worker ended with, until a row tells it
 
     def __repr__(self) -> str:
         return f"<Mending {self.restarts!r} losses={sorted(self._losses)}>"
@@ -54,27 +55,35 @@ class Mending:
         for index in call.missing:
             own, request = self._workers[index].env_ids, resets.get(index)
             rows = request.rows if request is not None else None
-            asked = list(own) if rows is None else [own[row] for row in rows]
+            asked = list(call.answered_by(own)) if rows is None else [own[row] for row in rows]
             mended.asked[index] = asked
             if request is not None:  # what was not told yet is told with the reset, which is what it needs
                 self.restarts.was_reset(asked)
                 for env_index in asked:
                     if env_index in self._losses:
-                        mended.failures[env_index] = [_known(self._losses.pop(env_index))]
+                        mended.failures[env_index] = [self._losses.pop(env_index)]
 
     @property
     def lost_env_ids(self) -> list[int]:
         """Envs that ended with their worker, which no row has told yet."""
         return list(self._losses)
 
-    def stepped(self, failed: AbstractSet[int]) -> None:
-        """A step was answered in which these failed; who was lost since has not succeeded either."""
-        self.restarts.stepped({*failed, *self._losses})
+    def stepped(self, failed: AbstractSet[int], env_ids: Iterable[int] | None) -> None:
+        """A step of all, or of these, was answered in which some failed; who was lost since has not succeeded either."""
+        self.restarts.stepped({*failed, *self._losses}, env_ids)
+
+    def discard(self, owed: Iterable[PendingCall], env_ids: Iterable[int]) -> None:
+        """These will not be asked how an owed call ended: what they failed with there is told with their reset."""
+        discarded = set(env_ids)
+        for call in owed:
+            failures = call.mended.failures if call.mended is not None else {}
+            for env_index in discarded & failures.keys():
+                self._losses[env_index] = failures.pop(env_index)[-1]
 
     def take(self, call: PendingCall, mended: Mended, index: int, payload: Any) -> None:
         """A worker's answer, or a part of it where envs have failed in it."""
         worker = self._workers[index]
-        failed_envs = worker.failed_envs(payload)
+        failed_envs = [failed for failed in worker.failed_envs(payload) if failed[1] != Failed.REFUSED]
         if call.is_dropped or not (failed_envs or index in mended.in_parts):
             call.payloads[index] = payload
             call.missing.discard(index)
@@ -84,14 +93,14 @@ class Mending:
         part = Part(call.answered_by(worker.env_ids) if is_whole else mended.asked[index], payload, worker.unpack)
         mended.parts.append(part)
         failed: list[int] = []
-        for env_index, is_loss in failed_envs:
+        for env_index, how in failed_envs:
             if env_index not in mended.asked[index]:  # a request that could not be read names them all
                 continue
-            if not is_loss:
+            if how == Failed.RAISED:
                 failing: Failing = partial(part.exception, env_index)
                 self.restarts.failed(env_index, failing)
             elif (loss := self._losses.pop(env_index, None)) is not None:
-                failing = _known(loss)
+                failing = loss
             else:  # a reset has told it since: this call was cancelled before
                 continue
             mended.failures.setdefault(env_index, []).append(failing)
@@ -117,7 +126,7 @@ class Mending:
             The death as it is told, and the envs that are given up.
         """
         lost = list(self._workers[index].env_ids)
-        told_to = [(call, mended) for call, mended in waiting if not (call.is_dropped or call.is_abandoned)]
+        told_to = [(call, mended) for call, mended in waiting if not call.is_dropped]
         told = {env_index for _, mended in told_to for env_index in mended.asked[index]}
         given_up = any(self.restarts.is_last(env_index) for env_index in lost)
         death = death.during(command, is_rebuilt=not given_up)
@@ -130,7 +139,7 @@ class Mending:
                 given_up = True
                 for env_index in lost:
                     self.restarts.failed(env_index, _known(error))
-        self._losses.update(dict.fromkeys(() if given_up else set(lost) - told, death))
+        self._losses.update(dict.fromkeys(() if given_up else set(lost) - told, _known(death)))
         for env_index in told if not given_up else lost:
             self._losses.pop(env_index, None)
         for _, mended in told_to:

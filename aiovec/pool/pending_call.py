@@ -24,9 +24,10 @@ class PendingCall:
         buffer: Which buffer its rows go to.
         missing: The workers that have not answered yet.
         payloads: What the others answered, by worker.
+        replies: The same, unpickled, as far as it was asked for.
         deaths: The workers that died meanwhile.
         mended: Of a batch with `on_failure="restart"`.
-        future: Done when there is something to say to the task that waits.
+        future: Done when there is something to say to the task that waits; `None` where there never is one.
         is_abandoned: The task that waited is gone; the answer is owed.
         is_dropped: Nobody will ask for the answer.
     """
@@ -43,6 +44,7 @@ class PendingCall:
         "mended",
         "missing",
         "payloads",
+        "replies",
         "seq",
     )
 
@@ -53,7 +55,7 @@ class PendingCall:
         is_batch: bool,
         buffer: int,
         workers: Iterable[int],
-        future: Answer,
+        future: Answer | None,
         env_ids: Sequence[int] | None = None,
     ) -> None:
         self.seq: int = seq
@@ -63,14 +65,25 @@ class PendingCall:
         self.buffer: int = buffer
         self.missing: set[int] = set(workers)
         self.payloads: dict[int, Any] = {}
+        self.replies: dict[int, Any] = {}
         self.deaths: list[WorkerDied | EnvTimeoutError] = []
         self.mended: Mended | None = None
-        self.future: Answer = future
+        self.future: Answer | None = future
         self.is_abandoned: bool = False
         self.is_dropped: bool = False
 
     def __repr__(self) -> str:
         return f"<PendingCall {self.seq} {self.command} missing={sorted(self.missing)} dropped={self.is_dropped}>"
+
+    @property
+    def env_index(self) -> int | None:
+        """Of a batch that is about one env: that env."""
+        return self.env_ids[0] if self.env_ids is not None and len(self.env_ids) == 1 else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every worker has answered, or is gone."""
+        return not self.missing
 
     def answered_by(self, own: range) -> Sequence[int]:
         """The envs that the whole answer of a worker is about, given its envs; in the order of its rows."""
@@ -79,8 +92,8 @@ class PendingCall:
     @property
     def is_to_be_read_in_a_thread(self) -> bool:
         """Whether to unpickle the answer away from the loop."""
-        payloads = list(self.payloads.values())
+        payloads = [payload for index, payload in self.payloads.items() if index not in self.replies]
         if self.mended is not None:
-            payloads += [part.payload for part in self.mended.parts]
+            payloads += [part.payload for part in self.mended.parts if not part.is_read]
         sent = [payload for payload in payloads if isinstance(payload, (bytes, memoryview))]
         return any(map(is_to_be_read_in_a_thread, sent))

@@ -65,11 +65,12 @@ class Restarts:
         """How often this env was built anew, the attempt at hand included."""
         return self._generations[env_index]
 
-    def stepped(self, failed: AbstractSet[int]) -> None:
-        """A step was answered in which these failed: for all others it was a success, or their reset."""
+    def stepped(self, failed: AbstractSet[int], env_ids: Iterable[int] | None = None) -> None:
+        """A step of all, or of these, was answered: for those that did not fail a success, or their reset."""
         if not self._stories:
             return
-        for env_index in [index for index in self._stories if index not in failed and index not in self._given_up]:
+        stepped = self._stories.keys() if env_ids is None else self._stories.keys() & set(env_ids)
+        for env_index in [index for index in stepped if index not in failed and index not in self._given_up]:
             if env_index in self._resetting:
                 self._resetting.discard(env_index)
             else:

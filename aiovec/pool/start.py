@@ -99,10 +99,10 @@ async def start(plan: StartPlan) -> Started:
                 )
                 for worker in pool.workers
             }
-            builds = pool.prepare(requests)
-            building = pool.post(FrameKind.BUILD, "build", builds)
-            replies: list[BuildReply] = await pool.answered(building)
-            pool.done(building)
+            builds = pool.calls.prepare(requests)
+            building = pool.calls.post(FrameKind.BUILD, "build", builds)
+            replies: list[BuildReply] = await pool.calls.answered(building)
+            pool.calls.done(building)
             failed = [record for reply in replies for record in reply.failures]
             if failed:
                 raise as_one_exception("build", failed)
@@ -171,10 +171,10 @@ async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> Mapping[int
         worker.index: MapRequest(num_envs, num_buffers, *both_spaces, num_workers, worker.index, pool.shared)
         for worker in pool.workers
     }
-    maps = pool.prepare(messages)
-    mapping = pool.post(FrameKind.MAP, "map", maps)
-    for refused in await pool.answered(mapping):
+    maps = pool.calls.prepare(messages)
+    mapping = pool.calls.post(FrameKind.MAP, "map", maps)
+    for refused in await pool.calls.answered(mapping):
         if refused is not None:
             raise as_one_exception("map", refused.failures[:1])
-    pool.done(mapping)
+    pool.calls.done(mapping)
     return maps

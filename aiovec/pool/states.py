@@ -1,9 +1,10 @@
 """The states of envs, and every rule by which they change.
 
     idle ──step, reset──▶ awaited ──answered──▶ idle
-                             │  │
-                             │  └──failed──▶ broken ──reset──▶ awaited
-                             └──cancelled──▶ owed ───reset──▶ awaited
+      │                      │  │
+      │                      │  └──failed──▶ broken ──reset──▶ awaited
+      │                      └──cancelled──▶ owed ───reset──▶ awaited
+      └──send──▶ owed ──recv──▶ idle, or broken
 
 An illegal transition raises, and nothing happens. No I/O, no `await`, no other place that changes a state.
 Whole batches are the step path: they cost the same for 2 envs and for 4096.
@@ -12,7 +13,7 @@ Whole batches are the step path: they cost the same for 2 envs and for 4096.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ __all__ = ["EnvState", "EnvStates"]
 
 _NEW = "not been reset yet"
 _ENDED = "ended its episode, and autoreset is disabled"
+_ENDED_ALONE = "ended its episode"
 
 
 class EnvState(enum.IntEnum):
@@ -42,11 +44,13 @@ class EnvStates:
     """
 
     def __init__(self, num_envs: int) -> None:
+        self.num_envs: int = num_envs
         self._states = np.full(num_envs, EnvState.BROKEN, dtype=np.uint8)
         self._reasons = dict.fromkeys(range(num_envs), _NEW)
         self._callers = np.zeros(num_envs, dtype=np.int64)  # the number of the call that has or had each env
         self._observed = np.zeros(num_envs, dtype=np.bool_)  # whether it ever gave an observation
         self._is_all_observed = False
+        self._ended_alone: set[int] = set()  # idle, and to be reset by the next batch
         # The step path: while all envs are idle, or all awaited by one call, only this says so. The arrays hold
         # what they held before until `_spread` writes it out, and everything that reads them calls that first.
         self._all_idle = False
@@ -72,7 +76,8 @@ class EnvStates:
         if not self._all_idle:
             self._spread()
             self._refuse_busy(command, (EnvState.AWAITED, EnvState.OWED), None)
-            self._refuse_broken(command)
+            self._refuse_broken(command, range(self.num_envs))
+            self._ended_alone.clear()
         self._begin_all(seq)
 
     def begin_reset(self, seq: int, command: str, env_ids: Sequence[int] | None) -> None:
@@ -84,14 +89,77 @@ class EnvStates:
         self.check_reset(command, env_ids)
         if env_ids is None:
             self._reasons.clear()
+            self._ended_alone.clear()
             self._begin_all(seq)
             return
+        self._ended_alone.difference_update(env_ids)
         self._all_idle = False
         self._caller_of_all = 0
         self._states[env_ids] = EnvState.AWAITED
         self._callers[env_ids] = seq
         for env_index in env_ids:
             self._reasons.pop(env_index, None)
+
+    def check_idle(self, command: str, env_ids: Sequence[int]) -> None:
+        """Whether these envs may be stepped.
+
+        Raises:
+            AlreadyPendingCallError: Some are awaited or owed.
+            ResetNeeded: Some are broken.
+        """
+        self._spread()
+        if self._states[env_ids].any():
+            self._refuse_busy(command, (EnvState.AWAITED, EnvState.OWED), env_ids)
+            self._refuse_broken(command, env_ids)
+
+    def begin_send(self, seqs: Sequence[int], command: str, env_ids: Sequence[int]) -> None:
+        """Some envs: idle → owed, each to a call of its own; raises what `check_idle` raises."""
+        self.check_idle(command, env_ids)
+        self._all_idle, self._caller_of_all = False, 0
+        self._states[env_ids] = EnvState.OWED
+        self._callers[env_ids] = seqs
+        self._ended_alone.difference_update(env_ids)
+
+    def begin_one(self, seq: int, command: str, env_index: int) -> None:
+        """One env that is stepped by itself: idle → awaited.
+
+        Raises:
+            AlreadyPendingCallError: It is awaited or owed.
+            ResetNeeded: It is broken, or ended its episode the last time it was stepped by itself.
+        """
+        self.check_idle(command, [env_index])
+        if env_index in self._ended_alone:
+            raise ResetNeeded(command, [env_index], _ENDED_ALONE)
+        self._all_idle, self._caller_of_all = False, 0
+        self._states[env_index] = EnvState.AWAITED
+        self._callers[env_index] = seq
+
+    def settle_one(self, env_index: int, has_ended: bool, waits_for_reset: bool) -> None:
+        """The answer of an env that was stepped by itself was taken: awaited → idle, or broken where nobody resets it.
+
+        Args:
+            env_index: The env.
+            has_ended: Whether its episode has. Only a batch goes on after that, and resets it.
+            waits_for_reset: Whether batches do not reset it either.
+        """
+        self._states[env_index] = EnvState.IDLE
+        self._observed[env_index] = True
+        if has_ended and waits_for_reset:
+            self._states[env_index] = EnvState.BROKEN
+            self._reasons[env_index] = _ENDED
+        elif has_ended:
+            self._ended_alone.add(env_index)
+
+    def take(self, env_ids: Sequence[int], ended: Sequence[int] = ()) -> None:
+        """Their rows were collected: owed → idle, or broken where an episode ended that nobody resets but the user."""
+        self._spread()
+        self._all_idle, self._caller_of_all = False, 0
+        owed = [env_index for env_index in env_ids if self._states[env_index] == EnvState.OWED]
+        self._states[owed] = EnvState.IDLE
+        self._observed[owed] = True
+        for env_index in ended:
+            self._states[env_index] = EnvState.BROKEN
+            self._reasons[env_index] = _ENDED
 
     def check_reset(self, command: str, env_ids: Sequence[int] | None) -> None:
         """Whether `begin_reset` may be called; raises what it raises."""
@@ -166,10 +234,21 @@ class EnvStates:
         self._observed[env_ids] = False
         self._is_all_observed = False
 
-    def is_owed_to(self, seq: int) -> bool:
-        """Whether any env is still owed to this call."""
+    def owed_to(self, seq: int) -> list[int]:
+        """The envs that this call still owes."""
         self._spread()
-        return bool(self._mine(seq, EnvState.OWED).any())
+        owed: list[int] = np.flatnonzero(self._mine(seq, EnvState.OWED)).tolist()
+        return owed
+
+    def is_owed(self, env_index: int, seq: int | None = None) -> bool:
+        """Whether an env is owed, by any call or by this one."""
+        self._spread()
+        return bool(self._states[env_index] == EnvState.OWED and seq in (None, self._callers[env_index]))
+
+    def num_owed(self) -> int:
+        """How many envs are owed."""
+        self._spread()
+        return int(np.count_nonzero(self._states == EnvState.OWED))
 
     def _mine(self, seq: int, state: EnvState) -> npt.NDArray[np.bool_]:
         mine: npt.NDArray[np.bool_] = (self._callers == seq) & (self._states == state)
@@ -200,8 +279,9 @@ class EnvStates:
             owed = not len(awaited)
             raise AlreadyPendingCallError(command, (ids if owed else awaited).tolist(), owed)
 
-    def _refuse_broken(self, command: str) -> None:
-        broken = np.flatnonzero(self._states == EnvState.BROKEN).tolist()
+    def _refuse_broken(self, command: str, env_ids: Iterable[int]) -> None:
+        all_broken = np.flatnonzero(self._states == EnvState.BROKEN).tolist()
+        broken = sorted(set(all_broken).intersection(env_ids)) if all_broken else ()
         if broken:
             reason = self._reasons[broken[0]]
             same = [index for index in broken if self._reasons[index] == reason]

@@ -22,6 +22,7 @@ from aiovec.exchange.messages import (
     SetAttrRequest,
 )
 from aiovec.exchange.slab import Geometry, Slab
+from aiovec.exchange.step_each import StepEachRequest
 from aiovec.worker.host import Capture, EnvHost
 from aiovec.worker.rows import RowWriter
 
@@ -82,7 +83,7 @@ class WorkerCore:
         else:
             self._slab = Slab.private(Geometry(len(ids), request.num_buffers, observations, actions))
             self._rows = slice(0, len(ids))
-        self._actions = ActionReader(actions, [array[self._rows] for array in self._slab.action_arrays()], len(ids))
+        self._actions = ActionReader(actions, [array[self._rows] for array in self._slab.action_arrays()])
         self._writers.clear()
         self.host.set_dynamic_columns(_dynamic_columns(observations) if observations.dynamic else None)
         return self._slab
@@ -91,6 +92,15 @@ class WorkerCore:
         """Steps every env, with actions from the slab unless they are given."""
         assert self._actions is not None  # noqa: S101
         return self.host.step(self._actions.rows() if actions is None else actions, self._writer(buffer))
+
+    def actions_of(self, request: StepEachRequest) -> Sequence[Any]:
+        """The actions of a request, from the slab unless they are given."""
+        assert self._actions is not None  # noqa: S101
+        return self._actions.rows_of(request.rows) if request.actions is None else request.actions
+
+    def step_one(self, buffer: int, row: int, action: Any, autoreset: bool) -> BatchReply | None:
+        """Steps one env."""
+        return self.host.step_one(row, action, self._writer(buffer), autoreset)
 
     def reset(self, buffer: int, request: ResetRequest) -> BatchReply | None:
         """Resets some envs."""

@@ -32,6 +32,7 @@ from aiovec.exchange.messages import (
     ResetRequest,
     SetAttrRequest,
     SpaceFacts,
+    StepRefused,
 )
 from aiovec.exchange.restart_delay import restart_delay
 from aiovec.worker.rows import RowWriter
@@ -62,7 +63,8 @@ class EnvHost:
         self._max_restarts = request.max_restarts
         # Rows whose env must be built before it is reset: with what the last attempt raised, or `_TOLD`.
         self._unbuilt: dict[int, BaseException] = {}
-        self._num_steps = 0
+        self._num_steps = 0  # of all envs together
+        self._turns = [0] * len(request.env_ids)  # of each by itself
         self._failed: dict[int, tuple[int, int]] = {}  # by row: in which step it failed last, how often in a row
         self._autoreset_mode = request.autoreset_mode
         self._capture = capture
@@ -192,6 +194,46 @@ class EnvHost:
             self._end_episodes(ended, infos, entries, errors)
         return self._answer(infos, entries, errors, writer, "step")
 
+    def step_one(self, row: int, action: Any, writer: RowWriter, autoreset: bool) -> BatchReply | None:
+        """Steps one env by itself, and writes its row.
+
+        Args:
+            row: Which.
+            action: Its own.
+            writer: Of the buffer that this call writes.
+            autoreset: Whether an episode that ends is followed by another one. If not, only a batch goes on after it.
+
+        Returns:
+            What there is to say beside the row, or `None`.
+        """
+        if not autoreset and self._calls[row] is self._autoresets[row]:
+            return BatchReply({}, failures=[self._capture(StepRefused(), self.env_ids[row], "step")])
+        infos: list[tuple[int, dict[str, Any]]] = []
+        entries: list[tuple[int, dict[str, Any]]] = []
+        errors: dict[int, BaseException] = {}
+        doing, transition = self._doing, _PENDING
+        self._turns[row] += 1
+        doing[1] += 1
+        doing[0] = row
+        try:
+            transition = self._calls[row](action)
+            doing[0] = IDLE
+            self._observations[row], reward, terminated, truncated, info = transition
+            if info.__class__ is not dict or info:
+                infos.append((row, info))
+        except BaseException as exception:  # noqa: BLE001
+            doing[0] = IDLE
+            errors[row] = exception if transition is _PENDING else self._wrong_result(row, "step", transition)
+        else:
+            if (error := writer.write_outcome(row, reward, terminated, truncated)) is not None:
+                errors[row] = error
+            elif writer.has_ended(row) and self._autoreset_mode is not AutoresetMode.DISABLED:
+                if autoreset:
+                    self._end_episodes([row], infos, entries, errors)
+                else:
+                    self._calls[row] = self._autoresets[row]
+        return self._answer_some([row], infos, entries, errors, writer, "step")
+
     def _end_episodes(
         self,
         ended: list[int],
@@ -262,10 +304,11 @@ class EnvHost:
         if isinstance(exception, EnvLost):
             return
         self._unbuilt.setdefault(row, _TOLD)
-        last_step, in_a_row = self._failed.get(row, (-2, 0))
+        last_turn, in_a_row = self._failed.get(row, (-2, 0))
+        turn = self._num_steps + self._turns[row]
         # A step apart is the row of its reset; and after one more than are allowed all begins anew.
-        is_in_a_row = self._num_steps - last_step <= 2 and in_a_row <= self._max_restarts
-        self._failed[row] = (self._num_steps, in_a_row + 1 if is_in_a_row else 1)
+        is_in_a_row = turn - last_turn <= 2 and in_a_row <= self._max_restarts
+        self._failed[row] = (turn, in_a_row + 1 if is_in_a_row else 1)
 
     def _wrong_result(self, row: int, command: str, got: Any) -> InvalidEnvResultError:
         expected = "(observation, info)" if command == "reset" else "(observation, reward, terminated, truncated, info)"
@@ -289,7 +332,9 @@ class EnvHost:
                 if info.__class__ is not dict or info:
                     infos.append((row, info))
         if request.rows is not None and not request.whole_batch:
-            return self._answer_some(request.rows, infos, errors, writer)
+            for row in request.rows:
+                writer.write_outcome(row, 0.0, False, False)
+            return self._answer_some(request.rows, infos, [], errors, writer, "reset")
         zeros, falses = [0.0] * len(self.envs), [False] * len(self.envs)
         writer.write_outcomes(zeros, falses, falses)
         return self._answer(infos, [], errors, writer, "reset")
@@ -324,15 +369,18 @@ class EnvHost:
         self,
         rows: Sequence[int],
         infos: list[tuple[int, dict[str, Any]]],
+        entries: list[tuple[int, dict[str, Any]]],
         errors: dict[int, BaseException],
         writer: RowWriter,
+        command: str,
     ) -> BatchReply | None:
+        """The same, of some rows."""
         good = [row for row in rows if row not in errors]
         errors.update(writer.write_some(good, [self._observations[row] for row in good]))
-        if not (infos or errors or self._has_dynamic_leaves):
+        if not (infos or entries or errors or self._has_dynamic_leaves):
             return None
         dynamic = self._dynamic_columns([None if row in errors else self._observations[row] for row in rows])
-        return self._reply(sorted(infos, key=operator.itemgetter(0)), [], dynamic, errors, "reset")
+        return self._reply(sorted(infos, key=operator.itemgetter(0)), entries, dynamic, errors, command)
 
     def _reply(
         self,

@@ -76,22 +76,31 @@ class RowWriter:
             return self._write_outcomes_by_row(rewards, terminations, truncations)
         return {}
 
+    def write_outcome(self, row: int, reward: Any, terminated: Any, truncated: Any) -> InvalidEnvResultError | None:
+        """Writes those of one row; what is wrong with them, if anything is."""
+        for what, array, value in (
+            ("reward", self._rows.rewards, reward),
+            ("terminated", self._rows.terminations, terminated),
+            ("truncated", self._rows.truncations, truncated),
+        ):
+            try:
+                array[row] = value
+            except (TypeError, ValueError):
+                expected = f"a scalar that fits {array.dtype}"
+                return InvalidEnvResultError(self._env_ids[row], what, expected, _describe(value))
+        return None
+
+    def has_ended(self, row: int) -> bool:
+        """Whether the last written outcome of a row ends an episode."""
+        return bool(self._rows.terminations[row] or self._rows.truncations[row])
+
     def _write_outcomes_by_row(
         self, rewards: Sequence[Any], terminations: Sequence[Any], truncations: Sequence[Any]
     ) -> dict[int, InvalidEnvResultError]:
         errors: dict[int, InvalidEnvResultError] = {}
-        for row, (reward, terminated, truncated) in enumerate(zip(rewards, terminations, truncations, strict=True)):
-            for what, array, value in (
-                ("reward", self._rows.rewards, reward),
-                ("terminated", self._rows.terminations, terminated),
-                ("truncated", self._rows.truncations, truncated),
-            ):
-                try:
-                    array[row] = value
-                except (TypeError, ValueError):
-                    errors[row] = InvalidEnvResultError(
-                        self._env_ids[row], what, f"a scalar that fits {array.dtype}", _describe(value)
-                    )
+        for row, outcome in enumerate(zip(rewards, terminations, truncations, strict=True)):
+            if (error := self.write_outcome(row, *outcome)) is not None:
+                errors[row] = error
         return errors
 
     def ended(self) -> list[int]:

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from aiovec.exchange import pickles, replies
+from aiovec.exchange import pickles, replies, step_each
 from aiovec.exchange.black_box import open_black_box
 from aiovec.exchange.failures import FailureRecord, capture
 from aiovec.exchange.frames import Frame, FrameKind, FrameReader, pack_frame, pack_header
@@ -94,16 +94,21 @@ class _Server:
         if frame.kind == FrameKind.ECHO:
             self._connection.sendall(pack_header(FrameKind.ECHO, frame.seq))
             return
+        if frame.kind == FrameKind.STEP_EACH:
+            self._step_each(frame)
+            return
         try:
             reply = self._handlers[frame.kind](frame)
         except Exception as exception:  # noqa: BLE001  a request that cannot be unpickled here, above all
-            reply = self._refuse(frame, exception)
+            reply = self._refuse(frame, exception, self._core.env_ids)
         if frame.kind == FrameKind.STEP_TOGETHER:
             self._answer_together(frame.seq, reply or b"")
-        elif reply is None:
-            self._connection.sendall(pack_header(FrameKind.REPLY, frame.seq))
         else:
-            self._connection.sendall(pack_frame(FrameKind.REPLY, frame.seq, 0, reply))
+            self._reply(frame.seq, reply)
+
+    def _reply(self, seq: int, reply: bytes | None) -> None:
+        header = pack_header(FrameKind.REPLY, seq) if not reply else pack_frame(FrameKind.REPLY, seq, 0, reply)
+        self._connection.sendall(header)
 
     def _answer_together(self, seq: int, reply: bytes) -> None:
         assert self._reply_area is not None  # noqa: S101  mapped before the first step
@@ -113,14 +118,14 @@ class _Server:
         if take_last(self._tally_fd):
             self._connection.sendall(pack_header(FrameKind.ALL_DONE, seq))
 
-    def _refuse(self, frame: Frame, exception: Exception) -> bytes:
-        """The answer to a request that failed as a whole: every env of this worker failed in it."""
+    def _refuse(self, frame: Frame, exception: Exception, env_ids: Sequence[int]) -> bytes:
+        """The answer to a request that failed as a whole: these envs failed in it."""
         command = FrameKind(frame.kind).name.lower()
         exception.add_note("the worker could not read the request, or could not pickle its answer")
-        failures = [self._capture(exception, env_index, command) for env_index in self._core.env_ids]
+        failures = [self._capture(exception, env_index, command) for env_index in env_ids]
         if frame.kind == FrameKind.BUILD:
             return pickles.dumps_to_parent(BuildReply([], {}, None, failures))
-        if frame.kind in (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.RESET):
+        if frame.kind in (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.STEP_EACH, FrameKind.RESET):
             return replies.dumps(BatchReply({}, failures=failures))
         return pickles.dumps_to_parent(CallReply([], failures))
 
@@ -142,6 +147,26 @@ class _Server:
         if reply is None and self._shared:
             return None
         return self._batch(reply, frame.buffer, self._core.env_ids, "step")
+
+    def _step_each(self, frame: Frame) -> None:
+        request, pickled_actions = step_each.loads(frame.payload)
+        env_ids = self._core.ids_of(request.rows)
+        try:
+            if pickled_actions:
+                request = request._replace(actions=pickles.loads(pickled_actions))
+            actions = self._core.actions_of(request)
+        except Exception as exception:  # noqa: BLE001  what a user gave may not load here
+            for position, env_index in enumerate(env_ids):
+                self._reply(frame.seq + position, self._refuse(frame, exception, [env_index]))
+            return
+        for position, (row, action) in enumerate(zip(request.rows, actions, strict=True)):
+            try:
+                reply = self._core.step_one(frame.buffer, row, action, request.autoreset)
+                say_nothing = reply is None and self._shared
+                data = None if say_nothing else self._batch(reply, frame.buffer, [env_ids[position]], "step")
+            except Exception as exception:  # noqa: BLE001  its answer cannot be pickled
+                data = self._refuse(frame, exception, [env_ids[position]])
+            self._reply(frame.seq + position, data)
 
     def _reset(self, frame: Frame) -> bytes | None:
         request: ResetRequest = pickles.loads(frame.payload)

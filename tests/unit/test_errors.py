@@ -22,6 +22,7 @@ from aiovec.errors import (
     Failure,
     InvalidActionsError,
     InvalidEnvResultError,
+    NoAsyncCallError,
     NotStartedError,
     RemoteError,
     ResetNeeded,
@@ -49,7 +50,19 @@ ERRORS: dict[
         lambda: AlreadyPendingCallError("step", [3], owed=True),
         (gymnasium.error.AlreadyPendingCallError,),
         {"command": "step", "env_ids": (3,)},
-        ("step() refused", "env 3", "reset()", "close()"),
+        ("step() refused", "env 3 was sent an action", "recv()", "reset()", "close()"),
+    ),
+    "a second recv": (
+        lambda: AlreadyPendingCallError("recv", (), owed=False),
+        (gymnasium.error.AlreadyPendingCallError,),
+        {"command": "recv", "env_ids": ()},
+        ("recv() refused", "another task is in recv()"),
+    ),
+    "nothing to receive": (
+        NoAsyncCallError,
+        (gymnasium.error.NoAsyncCallError,),
+        {"name": "recv"},
+        ("recv() refused", "`await envs.send(actions)` first"),
     ),
     "closed": (
         lambda: ClosedEnvironmentError("reset()"),

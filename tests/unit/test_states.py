@@ -193,13 +193,13 @@ def test_a_step_that_was_owed_is_discarded_by_a_reset() -> None:
     states.begin_reset(1, "reset", None)
     states.settle(1, {})
     states.begin_step(2, "step")
-    assert not states.is_owed_to(2)
+    assert not states.owed_to(2)
     states.abandon(2)
-    assert states.is_owed_to(2)
+    assert states.owed_to(2)
     states.begin_reset(3, "reset", [0])
-    assert states.is_owed_to(2)
+    assert states.owed_to(2)
     states.begin_reset(4, "reset", [1])
-    assert not states.is_owed_to(2)
+    assert not states.owed_to(2)
     states.settle(2, {0: "failed in step"})
     assert both(states) == [AWAITED, AWAITED]
 

@@ -1,0 +1,648 @@
+"""The calls in flight: requests out, replies in, and who is resumed.
+
+A call whose task was cancelled stays pending, and its replies are still taken; what becomes of them is told by
+`states`, and until then they lie in the inbox. Each method here that changes something is synchronous.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, TypeVar
+
+import anyio.to_thread
+import numpy.typing as npt
+
+from aiovec.errors import AlreadyPendingCallError, ClosedEnvironmentError, CrashLoopError, NoAsyncCallError
+from aiovec.exchange.frames import Frame, FrameKind
+from aiovec.exchange.messages import ResetRequest
+from aiovec.exchange.reply_area import ReplyArea
+from aiovec.exchange.tally import Tally
+from aiovec.pool.answer import Answer
+from aiovec.pool.in_process import InProcessWorker
+from aiovec.pool.inbox import Inbox
+from aiovec.pool.local import Death, LocalWorker
+from aiovec.pool.mending import Mending
+from aiovec.pool.pending_call import PendingCall
+from aiovec.pool.restarts import GIVEN_UP
+from aiovec.pool.ring import HOME, Ring
+from aiovec.pool.states import EnvStates
+
+__all__ = ["Calls", "Workers"]
+
+Workers = list[LocalWorker | InProcessWorker]
+
+_Result = TypeVar("_Result")
+
+_BATCH_KINDS = frozenset({FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.RESET})
+
+
+class Calls:
+    """The calls of one vector.
+
+    Args:
+        loop: The running loop; everything here happens on it.
+        workers: The pool's own list: a worker that takes a dead one's place is found there.
+        num_envs: How many envs.
+        mending: With `on_failure="restart"`.
+        replied_to_start: Called with a worker's index and a reply that belongs to no call.
+        began: Called when a call has begun.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        workers: Workers,
+        num_envs: int,
+        mending: Mending | None,
+        replied_to_start: Callable[[int, Frame], None],
+        began: Callable[[], None],
+    ) -> None:
+        self.states: EnvStates = EnvStates(num_envs)
+        self.inbox: Inbox = Inbox()
+        self.pending: dict[int, PendingCall] = {}
+        self.mending: Mending | None = mending
+        self._loop = loop
+        self._workers = workers
+        self._replied_to_start = replied_to_start
+        self._began = began
+        self._answered: list[Answer] = []  # complete, and to be resumed when the callback at hand ends
+        self._of_one_env: dict[int, PendingCall] = {}  # by env, its call by itself that is owed
+        self._receiver: Answer | None = None  # the task that waits in `recv`
+        self._wanted = 0  # how many rows it waits for
+        self._is_receiving = False
+        self._untold: list[Death | CrashLoopError] = []
+        self._deaths: dict[int, Death] = {}  # as they were first told, by worker
+        self._seq = 0
+        self._bare_requests: Mapping[int, Any] = {}
+        self._ring: Ring | None = None
+        self._reply_areas: list[ReplyArea] = []
+        self._tally: Tally | None = None
+        self._together = False  # whether a step is answered by the tally
+        self._apart_since = 0  # the number of the last call before a worker died, or took another's place
+
+    def __repr__(self) -> str:
+        return f"<Calls pending={list(self.pending.values())} {self.inbox!r} {self.states!r}>"
+
+    def open(self, ring: Ring, reply_areas: list[ReplyArea], tally: Tally | None) -> None:
+        """Takes the memory, once it is mapped.
+
+        Args:
+            ring: Who writes which buffer.
+            reply_areas: One a worker, where memory is shared.
+            tally: Where steps are answered by it.
+        """
+        self._ring, self._reply_areas, self._tally = ring, reply_areas, tally
+        self._together = tally is not None
+        self._bare_requests = self.prepare(dict.fromkeys(range(len(self._workers))))
+
+    def close(self) -> None:
+        """Tells every task that waits that there is nothing more to come."""
+        self._ring, self._reply_areas, self._tally = None, [], None
+        self._together = False
+        pending, self.pending = self.pending, {}
+        self.inbox = Inbox()
+        self._of_one_env.clear()
+        waiting = [(call.future, f"{call.command}()") for call in pending.values() if not call.is_dropped]
+        if self._receiver is not None:
+            waiting.append((self._receiver, "recv()"))
+        for future, command in waiting:
+            if future is not None and not (future.done() or self._loop.is_closed()):
+                future.set_exception(ClosedEnvironmentError(command))
+
+    # ---- requests
+
+    def next_seq(self, count: int = 1) -> int:
+        """The number of the next call, or the first one of as many."""
+        self._seq += count
+        return self._seq - count + 1
+
+    def raise_untold_death(self) -> None:
+        """Raises, once, the death of a worker that nobody was waiting for.
+
+        Raises:
+            WorkerDied: It happened since the last call.
+            EnvTimeoutError: Likewise.
+        """
+        if self._untold:
+            raise self._untold.pop(0)
+
+    def prepare(self, messages: Mapping[int, Any]) -> dict[int, Any]:
+        """Makes a message for each of these workers ready; raises what pickling raises, before any is touched."""
+        return {index: self._workers[index].prepare(message) for index, message in messages.items()}
+
+    def step_requests(self, rows: Sequence[Any] | npt.NDArray[Any] | None) -> Mapping[int, Any]:
+        """One step request for each worker; `rows` are the actions where they are not in the slab."""
+        requests = self._bare_requests
+        if rows is not None:
+            requests = self.prepare({w.index: rows[w.env_ids.start : w.env_ids.stop] for w in self._workers})
+        if self._together:
+            assert self._tally is not None  # noqa: S101
+            self._tally.begin_step()
+        return requests
+
+    def post(
+        self,
+        kind: FrameKind,
+        command: str,
+        prepared: Mapping[int, Any],
+        *,
+        seq: int | None = None,
+        buffer: int = HOME,
+        env_ids: Sequence[int] | None = None,
+        resets: Mapping[int, ResetRequest] | None = None,
+    ) -> PendingCall:
+        """Sends a request to some workers, or to all; from here on the call is pending.
+
+        Args:
+            kind: Of the requests.
+            command: As messages name the call.
+            prepared: From `prepare`, by worker.
+            seq: A number that was already given to the call.
+            buffer: Which buffer the workers write.
+            env_ids: Of a batch: the rows of its answer, if not all envs.
+            resets: What the requests of a reset ask, by worker.
+        """
+        seq = seq or self.next_seq()
+        is_batch = kind in _BATCH_KINDS
+        call = PendingCall(seq, command, is_batch, buffer, prepared, Answer(loop=self._loop), env_ids)
+        self._begin(call, resets or {})
+        try:
+            for index, request in prepared.items():
+                worker = self._workers[index]
+                if worker.alive:
+                    worker.post(kind, seq, buffer, request)
+                else:
+                    self._fail(call, index, self._deaths[index])
+        except BaseException:  # a Ctrl-C in the middle of an env that lives in this process
+            self._interrupted(call)
+            raise
+        return call
+
+    def post_step(self, prepared: Mapping[int, Any], seq: int) -> PendingCall:
+        """Sends a step request to every worker."""
+        if self.inbox:
+            self._discard_rest([*self.inbox])  # all envs were idle
+        kind = FrameKind.STEP_TOGETHER if self._together else FrameKind.STEP
+        return self.post(kind, "step", prepared, seq=seq, buffer=self._take_buffer())
+
+    def post_reset(
+        self,
+        seq: int,
+        prepared: Mapping[int, Any],
+        requests: Mapping[int, ResetRequest],
+        env_ids: Sequence[int] | None,
+        reset_ids: Sequence[int] | None,
+    ) -> PendingCall:
+        """Sends reset requests.
+
+        Args:
+            seq: The number that was given to the call.
+            prepared: The requests, ready.
+            requests: By worker.
+            env_ids: The rows of the answer, if not all envs.
+            reset_ids: The envs that are reset, if not all: what was owed to them is discarded.
+        """
+        self._discard(range(self.states.num_envs) if reset_ids is None else reset_ids)
+        buffer = self._take_buffer() if env_ids is None else HOME
+        return self.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, env_ids=env_ids, resets=requests)
+
+    def post_each(self, command: str, prepared: Mapping[int, Any], asked: Mapping[int, Sequence[int]]) -> None:
+        """Sends step requests to idle envs that answer each by itself, which is owed from now on.
+
+        Args:
+            command: As messages name the call.
+            prepared: The requests, by worker.
+            asked: The envs of each.
+        """
+        for index, env_ids in asked.items():
+            first_seq = self.next_seq(len(env_ids))
+            self.states.begin_send(range(first_seq, first_seq + len(env_ids)), command, env_ids)
+            self._discard_rest(env_ids)
+            of_worker: list[PendingCall] = []
+            for seq, env_index in enumerate(env_ids, first_seq):
+                call = PendingCall(seq, "step", True, HOME, (index,), None, (env_index,))
+                call.is_abandoned = True
+                self._of_one_env[env_index] = call
+                self._begin(call, {})
+                of_worker.append(call)
+            self._post_each(index, prepared[index], of_worker)
+
+    def post_one(self, index: int, request: Any, env_index: int) -> PendingCall:
+        """Sends a step request to one idle env, given its worker; a task awaits the answer."""
+        seq = self.next_seq()
+        self.states.begin_one(seq, "step", env_index)
+        self._discard_rest([env_index])
+        call = PendingCall(seq, "step", True, HOME, (index,), Answer(loop=self._loop), (env_index,))
+        self._begin(call, {})
+        self._post_each(index, request, [call])
+        return call
+
+    def _post_each(self, index: int, request: Any, calls: Sequence[PendingCall]) -> None:
+        try:
+            self._workers[index].post(FrameKind.STEP_EACH, calls[0].seq, HOME, request)
+        except BaseException:  # a Ctrl-C in the middle of an env that lives in this process
+            for call in calls:
+                self._interrupted(call)
+            raise
+
+    def _begin(self, call: PendingCall, resets: Mapping[int, ResetRequest]) -> None:
+        self.pending[call.seq] = call
+        if self.mending is not None and call.is_batch:
+            self.mending.begin(call, resets)
+        self._began()
+
+    def _interrupted(self, call: PendingCall) -> None:
+        self._forget(call)
+        for worker in self._workers:
+            for env_index in worker.env_ids:
+                self.states.break_(env_index, "was interrupted")
+
+    def _take_buffer(self) -> int:
+        return self._ring.take() if self._ring is not None else HOME
+
+    # ---- answers
+
+    async def answered(self, call: PendingCall) -> list[Any]:
+        """Waits for a call and reads its replies, in the order of its workers; none if nobody has anything to say.
+
+        Whatever it raises, the call goes on in the workers: the rows of a batch are then owed, other answers are
+        dropped.
+
+        Raises:
+            WorkerDied: At once, if one of the workers died.
+            ClosedEnvironmentError: The vector was terminated meanwhile.
+            asyncio.CancelledError: Nobody waits any more.
+        """
+        assert call.future is not None  # noqa: S101
+        try:
+            await call.future
+            if call.deaths:
+                raise call.deaths[0]
+            has_something_to_say = call.mended is not None or any(call.payloads.values())
+            if has_something_to_say and call.is_to_be_read_in_a_thread:
+                replies = await anyio.to_thread.run_sync(self.read, call)
+            else:
+                replies = self.read(call) if has_something_to_say else []
+        except BaseException:
+            if call.is_batch:
+                self._abandon(call)
+            else:
+                self._drop(call)
+            raise
+        if call.is_batch and self._ring is None:  # terminated between the answer and our turn
+            raise ClosedEnvironmentError(f"{call.command}()")
+        return replies
+
+    def completed(
+        self, call: PendingCall, result: Callable[[PendingCall, list[Any]], _Result], replies: list[Any]
+    ) -> _Result:
+        """The result of a batch that was answered; whatever goes wrong in it, no env stays awaited."""
+        try:
+            return result(call, replies)
+        except BaseException:
+            self.states.interrupt(call.seq)
+            if call.seq in self.pending and not call.is_abandoned:
+                self._forget(call)
+            raise
+
+    def read(self, call: PendingCall) -> list[Any]:
+        """Unpickles what has come so far; in the order of the workers."""
+        if call.mended is not None:
+            for part in call.mended.parts:
+                _ = part.reply
+        if not any(call.payloads.values()):
+            return []
+        unpack = self._workers[0].unpack
+        indices = sorted(call.payloads)
+        for index in indices:
+            if index not in call.replies:
+                call.replies[index] = unpack(call.payloads[index])
+        return [call.replies[index] for index in indices]
+
+    def done(self, call: PendingCall) -> None:
+        """The answer was taken, and its buffer is the caller's."""
+        self.pending.pop(call.seq, None)
+        if not self._together:
+            self._come_together(call)
+
+    def keep_rest(self, call: PendingCall, env_ids: Sequence[int]) -> None:
+        """A failure of the call is raised; the rows of these envs are there for `recv`, if it is asked."""
+        self.pending[call.seq] = call
+        call.is_abandoned = True
+        self.inbox.arrive(call, env_ids)
+        self._drop_finished()
+
+    def stepped(self, failed: AbstractSet[int], env_ids: Iterable[int] | None = None) -> None:
+        """With `on_failure="restart"`: a step of all, or of these, was taken in which some failed."""
+        if self.mending is not None:
+            self.mending.stepped(failed, env_ids)
+            self.forget_lost()
+
+    def forget_lost(self) -> None:
+        """Envs that were lost while others still answered have no observation to repeat, although they gave one."""
+        if self.mending is not None and self.mending.lost_env_ids:
+            self.states.forget(self.mending.lost_env_ids)
+
+    # ---- what is owed
+
+    async def ready(self, min_envs: int | None, max_envs: int | None) -> list[tuple[int, PendingCall]]:
+        """Waits until so many envs have their row, or one has failed. Nothing is taken yet.
+
+        Returns:
+            The first rows, each env with the call that bears it, read; or the failures.
+
+        Raises:
+            ValueError: `min_envs` is above the number of envs that are pending.
+            NoAsyncCallError: None is.
+            AlreadyPendingCallError: Another task waits here.
+            WorkerDied: A worker ended meanwhile.
+        """
+        if self._is_receiving:
+            raise AlreadyPendingCallError("recv", (), owed=False)
+        self._is_receiving = True
+        try:
+            self.raise_untold_death()
+            pending = self.num_owed()
+            if min_envs is not None and min_envs > pending > 0:
+                raise ValueError(f"min_envs={min_envs}, but only {pending} envs have been sent an action")
+            while True:
+                self._wanted = min(min_envs or 1, pending)
+                if not pending:
+                    raise NoAsyncCallError
+                if not self.inbox.has(self._wanted):
+                    self._receiver = Answer(loop=self._loop)
+                    await self._receiver
+                else:
+                    chosen = self.inbox.first(max_envs)
+                    slow = {call.seq: call for _, call in chosen if call.is_to_be_read_in_a_thread}
+                    if not slow:
+                        return chosen
+                    for call in slow.values():
+                        await anyio.to_thread.run_sync(self.read, call)
+                self.raise_untold_death()
+                pending = self.num_owed()  # others may have reset some of them
+        finally:
+            self._is_receiving = False
+            self._receiver = None
+
+    def taken(self, env_ids: Sequence[int]) -> None:
+        """Rows, or failures, were given to the user."""
+        is_of_many = False
+        for env_index in env_ids:
+            call = self._of_one_env.get(env_index)
+            if call is None:
+                is_of_many = True
+            elif call.is_complete:
+                del self._of_one_env[env_index]
+                self.pending.pop(call.seq, None)
+        self.inbox.remove(env_ids)
+        if is_of_many:
+            self._drop_finished()
+
+    def num_owed(self) -> int:
+        """How many envs have a row that is there for `recv`, or will be."""
+        return self.states.num_owed() + sum(not self.states.is_owed(env_index) for env_index in self.inbox)
+
+    def _abandon(self, call: PendingCall) -> None:
+        """The task that waited for a batch is gone: what is not answered yet is owed.
+
+        After a death what was answered is not: it is left for `recv`, if it is asked.
+        """
+        call.is_abandoned = True
+        if call.env_index is not None:
+            self._of_one_env[call.env_index] = call
+        answered = call.payloads if call.deaths else {}
+        by_worker = {index: call.answered_by(self._workers[index].env_ids) for index in answered}
+        self.states.abandon(call.seq, [env_index for env_ids in by_worker.values() for env_index in env_ids])
+        for index, env_ids in by_worker.items():
+            failed = [env_index for env_index, _ in self._workers[index].failed_envs(answered[index])]
+            self.inbox.arrive(call, env_ids, failed)
+            for env_index in failed:
+                self.states.break_(env_index, f"failed in {call.command}")
+        if not call.missing:
+            self._arrive(call)
+        elif call.mended is None and not call.deaths:
+            for index in call.payloads:
+                self._arrive_of(call, index)
+
+    def _arrive(self, call: PendingCall) -> None:
+        """An owed call is complete."""
+        if call.mended is not None and call.mended.is_needed:
+            owed = self.states.owed_to(call.seq)
+            given_up = [env_index for env_index in call.mended.failures if self._is_given_up(env_index)]
+            self.inbox.arrive(call, owed, given_up)
+        else:
+            for index in call.payloads:
+                self._arrive_of(call, index)
+        if call.env_index is None:
+            self._drop_finished()
+        elif call.env_index not in self.inbox:  # its worker died
+            self._forget(call)
+
+    def _is_given_up(self, env_index: int) -> bool:
+        return self.mending is not None and self.mending.restarts.is_exhausted(env_index)
+
+    def _arrive_of(self, call: PendingCall, index: int) -> None:
+        """One worker's rows of an owed call are there."""
+        worker = self._workers[index]
+        failed = [env_index for env_index, _ in worker.failed_envs(call.payloads[index])]
+        env_ids = call.answered_by(worker.env_ids)
+        self.inbox.arrive(
+            call, [i for i in env_ids if self.states.is_owed(i, call.seq) and i not in self.inbox], failed
+        )
+
+    def _discard(self, env_ids: Iterable[int]) -> None:
+        """A reset of these has begun: what was owed to them is dropped."""
+        if self.mending is not None:
+            self.mending.discard([call for call in self.pending.values() if call.is_abandoned], env_ids)
+        for env_index in env_ids:
+            if (call := self._of_one_env.pop(env_index, None)) is not None:
+                self._drop(call)
+        self.inbox.remove(env_ids)
+        self._drop_finished()
+        self._wake_receiver()
+
+    def _discard_rest(self, env_ids: Iterable[int]) -> None:
+        """Idle envs are asked for something else: what is left of their last call will not be asked for."""
+        left = [env_index for env_index in env_ids if env_index in self.inbox] if self.inbox else []
+        if left:
+            self.inbox.remove(left)
+            self._drop_finished()
+
+    def _discard_from_inbox(self, env_ids: Sequence[int]) -> None:
+        is_of_many = False
+        for env_index in env_ids:
+            call = self._of_one_env.get(env_index)
+            if call is not None and call.is_complete:
+                del self._of_one_env[env_index]
+                self.pending.pop(call.seq, None)
+            is_of_many = is_of_many or call is None
+        self.inbox.remove(env_ids)
+        if is_of_many:
+            self._drop_finished()
+
+    def _drop_finished(self) -> None:
+        """Drops calls that were abandoned, and whose envs have all been asked for something else since."""
+        kept = self.inbox.calls
+        for call in list(self.pending.values()):
+            of_many = call.is_abandoned and call.env_index is None and not call.is_dropped
+            if of_many and call.seq not in kept and not self.states.owed_to(call.seq):
+                self._drop(call)
+
+    def _drop(self, call: PendingCall) -> None:
+        """Nobody will ask for the answer: its buffer goes back once no worker writes there any more."""
+        call.is_dropped = True
+        if call.is_complete:
+            self._forget(call)
+
+    def _forget(self, call: PendingCall) -> None:
+        if self.pending.pop(call.seq, None) is not None and self._ring is not None:
+            self._ring.give_back(call.buffer)
+
+    # ---- replies
+
+    def replied(self, index: int, frame: Frame) -> None:
+        """A worker has sent a reply."""
+        call = self.pending.get(frame.seq)
+        if call is None:
+            self._replied_to_start(index, frame)  # or the pool was closed meanwhile
+            return
+        if frame.kind == FrameKind.ALL_DONE:
+            self._take_reply_areas(call, call.missing)
+        elif frame.kind == FrameKind.ECHO:
+            self._take_reply_areas(call, call.missing & {index})
+        elif index in call.missing:  # else the worker counts as dead
+            self._take(call, index, frame.payload)
+        if not call.missing:
+            self._complete(call)
+
+    def resume(self) -> None:
+        """The last act of a callback that may have brought replies: resumes who waits for them."""
+        answered = self._answered
+        if self._receiver is not None and (self._untold or self.inbox.has(self._wanted)):
+            answered.append(self._receiver)
+            self._receiver = None
+        if len(answered) == 1:
+            answered.pop().resume()
+        elif answered:
+            self._answered = []
+            for future in answered:
+                future.resume_later()
+
+    def _wake_receiver(self) -> None:
+        """What it waits for may have been discarded: it looks again."""
+        if self._receiver is not None:
+            self._receiver.resume_later()
+            self._receiver = None
+
+    def _complete(self, call: PendingCall) -> None:
+        """Every worker has answered, or is gone."""
+        if call.is_dropped:
+            self._forget(call)
+        elif call.is_abandoned:
+            self._arrive(call)
+        elif call.future is not None:
+            self._answered.append(call.future)
+
+    def _take_reply_areas(self, call: PendingCall, workers: Iterable[int]) -> None:
+        """Takes what workers have left of a step; a reply too large for its area is on its way by the socket."""
+        for index in tuple(workers) if self._reply_areas else ():
+            if call.mended is not None and index in call.mended.in_parts:
+                continue  # what it had left was taken, and it was asked again
+            reply = self._reply_areas[index].take(call.seq)
+            if reply is not None and not self._workers[index].is_condemned:
+                self._take(call, index, reply)
+
+    def _take(self, call: PendingCall, index: int, payload: Any) -> None:
+        """One worker's answer, or a part of it."""
+        if call.mended is None or self.mending is None:
+            call.payloads[index] = payload
+            call.missing.discard(index)
+            if call.is_abandoned and call.missing and not call.is_dropped:
+                self._arrive_of(call, index)
+        else:
+            self.mending.take(call, call.mended, index, payload)
+
+    def _come_together(self, call: PendingCall) -> None:
+        """After a death: once every worker has answered a call by itself, steps are answered by the tally again."""
+        is_by_itself = call.seq > self._apart_since and not call.deaths and len(call.payloads) == len(self._workers)
+        if self._tally is not None and is_by_itself:
+            self._tally.begin_anew()
+            self._together = True
+
+    # ---- deaths
+
+    def died(self, index: int, death: Death, is_started: bool) -> None:
+        """Tells every call that waits for this worker; its envs are built anew, or need a reset."""
+        self._together, self._apart_since = False, self._seq
+        concerned = [call for call in self.pending.values() if index in call.missing]
+        for call in concerned:  # who had ended the step, the dead one perhaps, has answered
+            self._take_reply_areas(call, call.missing)
+        waiting = [call for call in concerned if index in call.missing]
+        if self.mending is not None and is_started:
+            self._mend_death(self.mending, index, death, waiting)
+        else:
+            self._tell_death(index, death, waiting)
+        for call in concerned:
+            if not call.missing:
+                self._complete(call)
+            for other in call.missing - {index}:  # those that would have answered by the tally
+                self._workers[other].post(FrameKind.ECHO, call.seq, HOME, b"")
+
+    def replaced(self, index: int) -> int:
+        """Another worker has taken the place of one that died.
+
+        Returns:
+            The number that its last request of the start is to bear.
+        """
+        env_ids = self._workers[index].env_ids
+        del self._deaths[index]
+        # Who asks for a reset has no use for a death that nobody was told of.
+        self._untold = [untold for untold in self._untold if not set(untold.env_ids) & set(env_ids)]
+        if self.mending is None:
+            for env_index in env_ids:
+                self.states.break_(env_index, "must be reset, after the death of its worker")
+        else:
+            self.states.forget(env_ids)
+        self._apart_since = self.next_seq()
+        return self._apart_since
+
+    def _tell_death(self, index: int, death: Death, waiting: Sequence[PendingCall]) -> None:
+        own = self._workers[index].env_ids
+        for env_index in own:
+            self.states.break_(env_index, "must be built anew, since the worker died")
+        live = [call for call in waiting if not call.is_dropped]
+        told_to = [call for call in live if not call.is_abandoned]
+        if live:
+            death = death.during((told_to or live)[0].command)
+        self._deaths[index] = death
+        if not told_to or (self._is_receiving and len(told_to) < len(live)):
+            self._untold.append(death)
+        for call in waiting:
+            self._fail(call, index, death.during(call.command))
+        for env_index in own:
+            if (owed := self._of_one_env.get(env_index)) is not None and owed.deaths:
+                del self._of_one_env[env_index]
+
+    def _mend_death(self, mending: Mending, index: int, death: Death, waiting: Sequence[PendingCall]) -> None:
+        """With `on_failure="restart"`: the next rows of its envs tell it, and another worker starts."""
+        batches = [(call, call.mended) for call in waiting if call.mended is not None]
+        self._deaths[index] = death  # until another worker has its place
+        death, given_up = mending.died(index, death, waiting[0].command if waiting else None, batches)
+        if given_up:
+            self._deaths[index] = death
+        for call in waiting:
+            if call.mended is None:
+                self._fail(call, index, death.during(call.command, is_rebuilt=not given_up))
+        for env_index in given_up:
+            self.states.break_(env_index, GIVEN_UP)
+        if all(call.is_dropped for call, _ in batches):
+            self._untold += mending.restarts.crash_loops(given_up)
+
+    def _fail(self, call: PendingCall, index: int, death: Death) -> None:
+        call.missing.discard(index)
+        call.deaths.append(death)
+        if call.future is not None:
+            call.future.resume_later()
