@@ -65,6 +65,15 @@ CALLS: dict[str, Callable[[AsyncVectorEnv, list[int]], Any]] = {
 NUM_ENVS = 4
 MORTAL = 2  # the env that ends its worker
 
+# The moments of a death, and how many workers there are: as many as envs only where that may differ.
+TABLE = [(death, moment, num_workers) for death in DEATHS for moment in CALLS for num_workers in (1, 2)]
+TABLE += [(death, "step", NUM_ENVS) for death in DEATHS]
+TABLE += [(death, moment, NUM_ENVS) for death in ("SIGKILL", "exit", "segfault") for moment in ("reset", "work")]
+STUCK_TABLE = [(stuck, moment, num_workers) for stuck in STUCK for moment in CALLS for num_workers in (1, 2)]
+STUCK_TABLE += [("C", moment, NUM_ENVS) for moment in ("reset", "step", "work")]
+CLOSE_TABLE = [(ending, 2) for ending in (*DEATHS, *STUCK)]
+CLOSE_TABLE += [(ending, NUM_ENVS) for ending in ("SIGKILL", "exit", "segfault", "C")]
+
 
 def vector(ending: Callable[[], object], at: str, num_workers: int, **options: Any) -> AsyncVectorEnv:
     """Four envs, one of which may end its worker."""
@@ -99,10 +108,7 @@ async def check_afterwards(envs: AsyncVectorEnv, lost: tuple[int, ...]) -> None:
     assert await envs.get_attr("steps") == (3,) * NUM_ENVS
 
 
-@pytest.mark.parametrize(
-    ("moment", "num_workers"), [*((moment, n) for moment in CALLS for n in (1, 2)), ("step", NUM_ENVS)]
-)
-@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize(("death", "moment", "num_workers"), TABLE)
 async def test_a_worker_that_ends(death: str, moment: str, num_workers: int) -> None:
     """The awaiting task has the whole story at once; a reset builds the lost envs anew."""
     ending, exitcode = DEATHS[death]
@@ -122,9 +128,7 @@ async def test_a_worker_that_ends(death: str, moment: str, num_workers: int) -> 
         await check_afterwards(envs, lost)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize("moment", CALLS)
-@pytest.mark.parametrize("stuck", STUCK)
+@pytest.mark.parametrize(("stuck", "moment", "num_workers"), STUCK_TABLE)
 async def test_a_stuck_env(stuck: str, moment: str, num_workers: int) -> None:
     """It is named, with the worker's stack of that moment; its worker is ended, the others go on."""
     async with (
@@ -148,11 +152,11 @@ async def test_a_stuck_env(stuck: str, moment: str, num_workers: int) -> None:
         await check_afterwards(envs, lost)
 
 
-@pytest.mark.parametrize("ending", [*DEATHS, *STUCK])
-async def test_close_ends_with_a_worker_that_does_not(ending: str) -> None:
+@pytest.mark.parametrize(("ending", "num_workers"), CLOSE_TABLE)
+async def test_close_ends_with_a_worker_that_does_not(ending: str, num_workers: int) -> None:
     """Its end was asked for: nothing to raise, and `close_grace` bounds the rest."""
     end = DEATHS[ending][0] if ending in DEATHS else STUCK[ending]
-    envs = await vector(end, "close", 2, close_grace=0.3)
+    envs = await vector(end, "close", num_workers, close_grace=0.3)
     async with asyncio.timeout(BOUND_SECONDS):
         await envs.close()
     assert envs.closed
@@ -303,13 +307,19 @@ async def test_a_new_worker_that_ends_too(ending: str, tmp_path: Path) -> None:
         await envs.step([0] * NUM_ENVS)
 
 
+async def reset_that_starts_a_worker(envs: AsyncVectorEnv) -> asyncio.Task[Any]:
+    """It has just started one in the place of one that was killed, and waits."""
+    await envs.reset()
+    await killed(envs)
+    reset = asyncio.create_task(envs.reset())
+    await turns(3)
+    return reset
+
+
 async def test_a_cancelled_reset_that_starts_a_worker() -> None:
     """What was begun goes on; the next reset finds the new worker."""
     async with asyncio.timeout(BOUND_SECONDS), vector(stop, "never", 2) as envs:
-        await envs.reset()
-        await killed(envs)
-        reset = asyncio.create_task(envs.reset())
-        await turns(3)
+        reset = await reset_that_starts_a_worker(envs)
         reset.cancel()
         await asyncio.wait([reset])
         assert reset.cancelled()
@@ -324,10 +334,7 @@ async def test_a_cancelled_reset_that_starts_a_worker() -> None:
 async def test_close_while_a_worker_is_replaced() -> None:
     """The new worker is ended, too."""
     async with asyncio.timeout(BOUND_SECONDS), vector(stop, "never", 2) as envs:
-        await envs.reset()
-        await killed(envs)
-        reset = asyncio.create_task(envs.reset())
-        await turns(3)
+        reset = await reset_that_starts_a_worker(envs)
         worker = mortal_worker(envs)
         await envs.close()
         assert not is_running(worker.pid)
