@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -170,6 +172,14 @@ class HoldsLock(Exception):
         self.lock = threading.Lock()
 
 
+class HoldsSocket(Exception):
+    """Does not pickle either, and has a descriptor."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.socket = socket.socket()
+
+
 class FailsToLoad(Exception):
     """Pickles, but does not load."""
 
@@ -182,6 +192,14 @@ class BadText(Exception):
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
+
+
+class Laden(Exception):
+    """Carries much: in its arguments, or as an attribute."""
+
+    def __init__(self, *args: Any, load: Any = None) -> None:
+        super().__init__(*args)
+        self.load = load
 
 
 def _refuse_to_load(what: str) -> NoReturn:
@@ -233,6 +251,10 @@ class Faulty(Counter):
         self._raise_at("work")
         return self.steps
 
+    def descriptors(self) -> int:
+        """How many its process has."""
+        return len(os.listdir("/proc/self/fd"))
+
     @property
     def broken(self) -> int:
         self._raise_at("get_attr")
@@ -270,6 +292,31 @@ def error_with_everything() -> BaseException:
 def os_error() -> BaseException:
     """Its attributes come from its arguments."""
     return FileNotFoundError(2, "No such file", "/nowhere")
+
+
+LADEN_NBYTES = 100_000_000
+LADEN_LENGTH = 2_000_000
+
+
+def laden_with_an_array() -> Laden:
+    """Its text is short."""
+    return Laden("laden", np.arange(LADEN_NBYTES // 8))
+
+
+def laden_with_bytes() -> Laden:
+    """Its text is longer than they are, since Python shows most bytes by four characters."""
+    return Laden("laden", b"\x07" * LADEN_NBYTES)
+
+
+def laden_with_objects() -> Laden:
+    """Takes a second to unpickle, all of it in C."""
+    return Laden("laden", load=[[number] for number in range(LADEN_LENGTH)])
+
+
+def error_of_a_module(name: str) -> BaseException:
+    """An exception of a module that nobody has imported yet."""
+    error: BaseException = importlib.import_module(name).OfAModule("An error occurred.")
+    return error
 
 
 def group_of_its_own() -> BaseException:
@@ -332,9 +379,19 @@ class Returns(Counter):
         return self.result(self.steps)
 
 
+def with_a_generator(right: Any) -> Any:
+    """The right result, but its info cannot be copied."""
+    return (*right[:-1], {"steps": 1, "generator": (number for number in range(3))})
+
+
 def with_a_lock(right: Any) -> Any:
     """The right result, but its info, or all of it, does not pickle."""
     return (*right[:-1], {"lock": threading.Lock()}) if isinstance(right, tuple) else threading.Lock()
+
+
+def observes_a_lock(right: Any) -> Any:
+    """The right result, but for the observation, which neither pickles nor can be copied."""
+    return (threading.Lock(), *right[1:])
 
 
 def unloadable(right: Any) -> Any:
@@ -518,6 +575,12 @@ class Mortal(Counter):
 def end_with_sigkill() -> None:
     """As the kernel does when it is out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def use_up_memory() -> NoReturn:
+    """More than its control group has; where there is none, not more than any machine has."""
+    hoard = [b"\1" * (1 << 20) for _ in range(512)]
+    raise MemoryError(f"the kernel gave this process {len(hoard)} MiB")
 
 
 def segfault() -> None:

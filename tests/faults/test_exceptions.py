@@ -26,6 +26,7 @@ from fault_envs import (
     FailsWhile,
     Faulty,
     HoldsLock,
+    HoldsSocket,
     Returns,
     TwoArguments,
     WithoutSpaces,
@@ -33,8 +34,10 @@ from fault_envs import (
     error_with_everything,
     group_of_its_own,
     not_an_env,
+    observes_a_lock,
     os_error,
     unloadable,
+    with_a_generator,
     with_a_lock,
     without_a_result,
 )
@@ -249,7 +252,10 @@ async def test_a_group_of_the_env_is_one_failure(num_workers: int) -> None:
         assert_names(caught.value, 1, "step", in_parent=num_workers == 0)
 
 
-@pytest.mark.parametrize(("make_error", "text"), [(HoldsLock, "a lock"), (FailsToLoad, "no load")])
+UNPICKLABLE = [(HoldsLock, "a lock"), (HoldsSocket, "a socket"), (FailsToLoad, "no load")]
+
+
+@pytest.mark.parametrize(("make_error", "text"), UNPICKLABLE)
 async def test_what_does_not_pickle_arrives_as_remote_error(make_error: Callable[[str], Exception], text: str) -> None:
     """With the type's name, the text, and the traceback as the worker printed it."""
     env_fns = faulty("step", functools.partial(make_error, text))
@@ -265,6 +271,20 @@ async def test_what_does_not_pickle_arrives_as_remote_error(make_error: Callable
         assert_names(error, 1, "step", in_parent=False)
         with pytest.raises(ResetNeeded, match="env 1"):
             await envs.step([0, 0, 0])
+
+
+@pytest.mark.parametrize("moment", ["step", "reset"])
+async def test_a_worker_frees_what_an_exception_held(moment: str) -> None:
+    """With the exception and at once, not when the garbage collector comes: it may have held a GPU's memory."""
+    env_fns = faulty(moment, functools.partial(HoldsSocket, "a socket"), num_envs=2)
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=1) as envs:
+        await envs.reset()
+        before = await envs.call("descriptors")
+        for _ in range(3):
+            with pytest.raises(RemoteError):
+                await (envs.step([1, 1]) if moment == "step" else envs.reset(options={"fail": True}))
+            await envs.reset()
+        assert await envs.call("descriptors") == before
 
 
 async def test_an_exception_without_text_does_not_hide_the_failure() -> None:
@@ -544,6 +564,49 @@ async def test_an_info_that_cannot_travel_fails_its_env_alone(num_workers: int, 
         await envs.reset(env_ids=[1])
         observations, *_ = await envs.step([0, 0, 0])
         assert observations[:, 2].tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize(("result", "key"), [(with_a_lock, "lock"), (with_a_generator, "generator")])
+async def test_an_info_that_cannot_be_copied_fails_its_env_alone(result: Callable[[Any], Any], key: str) -> None:
+    """Without workers infos are copied, not pickled."""
+    env_fns = [functools.partial(Returns, result, offset=index) for index in range(3)]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=0) as envs:
+        await envs.reset()
+        for command, call in (
+            ("step", lambda: envs.step([0, 1, 0])),
+            ("reset", lambda: envs.reset(options={"wrong": True}, env_ids=[1])),
+        ):
+            with pytest.raises(InvalidEnvResultError, match=rf"env 1 .*{key}") as caught:
+                await call()
+            assert isinstance(caught.value.__cause__, TypeError)
+            assert_names(caught.value, 1, command, in_parent=True)
+            with pytest.raises(ResetNeeded) as refused:
+                await envs.step([0, 0, 0])
+            assert refused.value.env_ids == (1,)
+            assert await envs.get_attr("steps", env_ids=[0, 2]) == (1, 1)
+        await envs.reset(env_ids=[1])
+        observations, *_ = await envs.step([0, 0, 0])
+        assert observations[:, 2].tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+async def test_an_observation_that_cannot_travel_fails_its_env_alone(num_workers: int) -> None:
+    """Of a space without a fixed size: pickled on its way from a worker, copied without workers."""
+    env_fns = [
+        functools.partial(Returns, observes_a_lock, offset=index, space=gym.spaces.Text(9)) for index in range(3)
+    ]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=num_workers) as envs:
+        await envs.reset()
+        with pytest.raises(InvalidEnvResultError, match="env 1 .*observation") as caught:
+            await envs.step([0, 1, 0])
+        assert isinstance(caught.value.__cause__, TypeError)
+        assert_names(caught.value, 1, "step", in_parent=num_workers == 0)
+        with pytest.raises(ResetNeeded) as refused:
+            await envs.step([0, 0, 0])
+        assert refused.value.env_ids == (1,)
+        await envs.reset(env_ids=[1])
+        observations, *_ = await envs.step([0, 0, 0])
+        assert [observation[2] for observation in observations] == [2, 1, 2]
 
 
 @pytest.mark.parametrize("result", [with_a_lock, unloadable])

@@ -6,18 +6,25 @@ import asyncio
 import functools
 import os
 import resource
+import signal
+import subprocess
+import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import process_limit
 import pytest
-from fault_envs import BOUND_SECONDS, Echo, Wide
+from fault_envs import BOUND_SECONDS, Echo, Mortal, Wide, use_up_memory
 from sample_envs import Counter
 
+import aiovec
 from aiovec import AsyncVectorEnv, SlabMemoryError, WorkerDied, WorkerStartError
 
 LARGE_NBYTES = 50_000_000
+CONTROL_GROUPS = Path("/proc/self/cgroup")
 
 
 @contextmanager
@@ -51,6 +58,90 @@ async def test_a_start_without_enough_descriptors() -> None:
         await envs.reset()
         await envs.step([0, 0])
         await envs.close()
+
+
+@pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("program", process_limit.PROGRAMS)
+def test_without_enough_processes(program: str, event_loop: str) -> None:
+    """In a process of its own, since the limit does not bind root; what is tested stands in the program."""
+    if event_loop == "uvloop":
+        pytest.importorskip("uvloop")
+    path = os.pathsep.join([str(Path(aiovec.__file__).parents[1]), str(Path(process_limit.__file__).parent)])
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", process_limit.__file__, program, event_loop],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=2 * BOUND_SECONDS,
+        check=False,
+    )
+    if ended.returncode == process_limit.NOT_POSSIBLE:
+        pytest.skip(ended.stdout)
+    assert ended.returncode == 0, ended.stderr
+
+
+def new_control_group(nbytes: int) -> Path | None:
+    """One whose processes may not have more memory, if one can be made: of version 1, or of version 2."""
+    own = {kind: path for _, kind, path in (line.split(":", 2) for line in CONTROL_GROUPS.read_text().splitlines())}
+    versions = [
+        ("/sys/fs/cgroup/memory", own.get("memory", "/"), {"memory.limit_in_bytes": nbytes}),
+        ("/sys/fs/cgroup", own.get("", "/"), {"memory.max": nbytes, "memory.swap.max": 0}),
+    ]
+    for root, path, limits in versions:
+        for parent in (Path(root + path), Path(root)):
+            group = parent / f"aiovec-{uuid.uuid4().hex}"
+            try:
+                group.mkdir()
+            except OSError:
+                continue
+            present = [name for name in limits if (group / name).exists()]  # not what limits swap, in some kernels
+            try:
+                for name in present:
+                    (group / name).write_text(str(limits[name]))
+            except OSError:
+                present = []
+            if present:
+                return group
+            group.rmdir()
+    return None
+
+
+@pytest.fixture
+def control_group() -> Iterator[Path]:
+    """One of `LARGE_NBYTES`."""
+    group = new_control_group(LARGE_NBYTES)
+    if group is None:
+        pytest.skip("no control group with a limit of memory can be made here")
+    yield group
+    group.rmdir()
+
+
+def killed_in(group: Path) -> int:
+    """How many processes of a control group the kernel has ended for want of memory."""
+    told = next(file for file in (group / "memory.oom_control", group / "memory.events") if file.exists())
+    return int(dict(line.split() for line in told.read_text().splitlines())["oom_kill"])
+
+
+async def test_a_worker_that_the_kernel_ends_for_want_of_memory(control_group: Path) -> None:
+    """A death as any other, with the reason in its text; the new worker is not in that control group."""
+    env_fns = [functools.partial(Mortal, use_up_memory, "step", offset=index) for index in range(4)]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=2) as envs:
+        await envs.reset()
+        worker = envs._started.pool.workers[1]  # type: ignore[union-attr]
+        try:
+            (control_group / "cgroup.procs").write_text(str(worker.pid))
+        except OSError as error:
+            pytest.skip(f"no process can be put into a control group here: {error}")
+        with pytest.raises(WorkerDied, match=r"was killed by SIGKILL \(out of memory\?\) during step") as caught:
+            await envs.step([0, 0, 1, 0])
+        error = caught.value
+        assert killed_in(control_group) == 1
+        assert (error.env_ids, error.env_index, error.pid) == ((2, 3), 2, worker.pid)
+        assert error.exitcode == -signal.SIGKILL
+        assert await envs.get_attr("steps", env_ids=[0, 1]) == (1, 1)
+        await envs.reset()
+        observations, *_ = await envs.step([0] * 4)
+        assert observations[:, 2].tolist() == [1] * 4
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
