@@ -14,8 +14,8 @@ from aiovec.arguments import ResetTargets, reset_targets
 from aiovec.errors import CrashLoopError, ResetNeeded
 from aiovec.exchange import infos as infos_
 from aiovec.exchange.actions import ActionWriter
-from aiovec.exchange.failures import as_one_exception
-from aiovec.exchange.messages import BatchReply, StepRefused
+from aiovec.exchange.failures import Failed, as_one_exception
+from aiovec.exchange.messages import BatchReply
 from aiovec.exchange.slab import Buffer
 from aiovec.exchange.step_each import StepEachRequest
 from aiovec.failed_rows import Answered, FailedRows
@@ -379,7 +379,7 @@ class Batches:
         records = [record for record in records if record.env_index in env_ids]
         if not records:
             return None
-        if type(records[0].exception) is StepRefused:
+        if records[0].kind is Failed.REFUSED:
             self.states.settle_one(env_ids[0], True, self._waits_for_reset)
             return ResetNeeded(call.command, env_ids, "ended its episode")
         for record in records:

@@ -7,6 +7,7 @@ worker, load included, so the parent never fails to read a reply; what does not 
 
 from __future__ import annotations
 
+import enum
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,39 @@ from typing import Any, NamedTuple
 from aiovec.errors import Failure, RemoteError, add_note, mark_failures
 from aiovec.exchange import pickles
 
-__all__ = ["FailureRecord", "as_one_exception", "capture", "restore", "wrap"]
-
+__all__ = [
+    "EnvLost",
+    "Failed",
+    "FailureRecord",
+    "StepRefused",
+    "as_one_exception",
+    "capture",
+    "restore",
+    "wrap",
+]
 
 _MOST_FRAMES = 20
 _LONGEST_VALUE = 200  # characters
+_LONGEST_TEXT = 10_000
+
+
+class EnvLost(Exception):  # noqa: N818  it never leaves the parent
+    """Stands for the death of the worker that an env had, in the first step after it; the parent knows the rest."""
+
+
+class StepRefused(Exception):  # noqa: N818  it never leaves the parent
+    """An env was to be stepped by itself, but its episode has ended, and the next batch resets it."""
+
+
+class Failed(enum.IntEnum):
+    """What happened to an env that did not give its row."""
+
+    RAISED = 0
+    LOST = 1  # its worker had died before: see `EnvLost`
+    REFUSED = 2  # nothing: see `StepRefused`
+
+
+_KINDS: dict[type[BaseException], Failed] = {EnvLost: Failed.LOST, StepRefused: Failed.REFUSED}
 
 
 @dataclass(frozen=True)
@@ -30,7 +59,9 @@ class FailureRecord:
         env_index: The env.
         pid: The worker's.
         command: What the env was asked for.
-        exception: What it raised, or what stands for it where it could not travel.
+        kind: What happened.
+        exception: What it raised, or what stands for it where it could not travel; `None` as long as it travels: a
+            worker must not keep it, with all that its frames hold.
         local_variables: Of its frames, as text, where that is wanted.
         travelling: What of it is sent.
     """
@@ -38,13 +69,15 @@ class FailureRecord:
     env_index: int
     pid: int
     command: str
-    exception: BaseException
+    kind: Failed
+    exception: BaseException | None
     local_variables: str = ""
     travelling: Travelling | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        facts = (self.env_index, self.pid, self.command, self.local_variables)
-        return _arrive, (*facts, self.travelling or _travelling(self.exception))
+        assert self.travelling is not None  # noqa: S101  one that need not travel is not pickled
+        facts = (self.env_index, self.pid, self.command, self.kind, self.local_variables)
+        return _arrive, (*facts, self.travelling)
 
     @classmethod
     def of(
@@ -52,7 +85,7 @@ class FailureRecord:
     ) -> FailureRecord:
         """An exception that need not travel."""
         local_variables = _local_variables(exception) if traceback_locals else ""
-        return cls(env_index, pid, command, exception, local_variables)
+        return cls(env_index, pid, command, _KINDS.get(type(exception), Failed.RAISED), exception, local_variables)
 
 
 class Travelling(NamedTuple):
@@ -76,7 +109,7 @@ def capture(
 ) -> FailureRecord:
     """Turns an exception into what can be sent; never raises for what the exception holds or does."""
     record = FailureRecord.of(exception, env_index, pid, command, traceback_locals)
-    return replace(record, travelling=_travelling(exception))
+    return replace(record, exception=None, travelling=_travelling(exception))
 
 
 def _travelling(exception: BaseException) -> Travelling:
@@ -91,12 +124,20 @@ def _travelling(exception: BaseException) -> Travelling:
             pickled = b""
     except Exception:  # noqa: BLE001  this is the trial
         pickled = b""
-    return Travelling(pickled, _name(cls), _text(exception), formatted)
+    return Travelling(pickled, _name(cls), _bounded(_text(exception)), _bounded(formatted))
 
 
-def _arrive(env_index: int, pid: int, command: str, local_variables: str, travelling: Travelling) -> FailureRecord:
+def _bounded(text: str) -> str:
+    """The text of an exception that bears 100 MB is 400 MB; its end tells as much as its beginning."""
+    half = _LONGEST_TEXT // 2
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:half]}\n[...]\n{text[-half:]}"
+
+
+def _arrive(
+    env_index: int, pid: int, command: str, kind: Failed, local_variables: str, travelling: Travelling
+) -> FailureRecord:
     """The other end of `FailureRecord.__reduce__`: whoever reads a reply need not load anything any more."""
-    return FailureRecord(env_index, pid, command, _load(travelling), local_variables)
+    return FailureRecord(env_index, pid, command, kind, _load(travelling), local_variables)
 
 
 def _load(travelling: Travelling) -> BaseException:
@@ -127,6 +168,7 @@ def _shown(value: object) -> str:
 
 def restore(record: FailureRecord) -> Exception:
     """The exception to raise in the awaiting task, with a note and marked for `aiovec.failures`."""
+    assert record.exception is not None  # noqa: S101  it has arrived
     raised = wrap(record.exception)
     add_note(raised, f"raised by env {record.env_index} during {record.command}, worker pid {record.pid}")
     if record.local_variables:

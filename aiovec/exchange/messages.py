@@ -24,13 +24,11 @@ __all__ = [
     "BuildRequest",
     "CallReply",
     "CallRequest",
-    "EnvLost",
     "MapRequest",
     "RebuildRequest",
     "ResetRequest",
     "SetAttrRequest",
     "SpaceFacts",
-    "StepRefused",
 ]
 
 
@@ -60,20 +58,12 @@ class RebuildRequest:
     Attributes:
         build: The pickled `BuildRequest` of that worker.
         delay: Seconds to wait before.
-        lost: The rows whose loss was not told yet: the first step of each fails with `EnvLost`.
+        lost: The rows whose loss was not told yet: the first step of each fails with `exchange.failures.EnvLost`.
     """
 
     build: bytes
     delay: float = 0.0
     lost: Sequence[int] = ()
-
-
-class StepRefused(Exception):  # noqa: N818  it never leaves the parent
-    """An env was to be stepped by itself, but its episode has ended, and the next batch resets it."""
-
-
-class EnvLost(Exception):  # noqa: N818  it never leaves the parent
-    """Stands for the death of the worker that an env had, in the first step after it; the parent knows the rest."""
 
 
 @dataclass(frozen=True)

@@ -6,42 +6,34 @@ nothing of any size is unpickled.
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections.abc import Sequence
 from typing import Any
 
 from aiovec.exchange import pickles
-from aiovec.exchange.messages import BatchReply, EnvLost, StepRefused
+from aiovec.exchange.messages import BatchReply, BuildReply, CallReply
 from aiovec.exchange.packed_infos import MARK, PackedInfos
 
-__all__ = ["Failed", "dumps", "failed_envs", "failed_in", "is_to_be_read_in_a_thread", "loads"]
+__all__ = ["dumps", "failed_envs", "failed_in", "is_to_be_read_in_a_thread", "loads"]
 
 _FAILED_MARK = b"\1"  # neither a pickle nor packed infos begin with it
 _FAILED_HEAD = struct.Struct("<cI")  # mark, how many; then each of them, then the pickle
 _FAILED = struct.Struct("<IB")  # env index, how
 
 # What is larger than this is unpickled in a thread, so that the loop goes on meanwhile. Exceptions always are: the
-# frames of one cost some 30 µs each.
+# frames of one cost some 30 µs each, and its module may have to be imported.
 _LARGE_NBYTES = 1 << 20
 
 Payload = bytes | memoryview
 
 
-class Failed(enum.IntEnum):
-    """What happened to an env that did not give its row."""
-
-    RAISED = 0
-    LOST = 1  # its worker died before: see `EnvLost`
-    REFUSED = 2  # nothing: see `StepRefused`
-
-
-_FAILED_OF: dict[type[BaseException], Failed] = {EnvLost: Failed.LOST, StepRefused: Failed.REFUSED}
-
-
-def dumps(reply: BatchReply) -> bytes:
-    """The bytes of the reply to a batch; raises what pickling it raises."""
-    if isinstance(reply.infos, PackedInfos) and not (reply.arrays or reply.failures or reply.dynamic):
+def dumps(reply: BatchReply | BuildReply | CallReply) -> bytes:
+    """The bytes of a reply; raises what pickling it raises."""
+    if (
+        isinstance(reply, BatchReply)
+        and isinstance(reply.infos, PackedInfos)
+        and not (reply.arrays or reply.failures or reply.dynamic)
+    ):
         return reply.infos.data
     data = pickles.dumps_to_parent(reply)
     if not reply.failures:
@@ -63,9 +55,9 @@ def loads(payload: Payload) -> Any:
     return pickles.loads(payload)
 
 
-def failed_in(reply: BatchReply) -> Sequence[tuple[int, int]]:
+def failed_in(reply: BatchReply | BuildReply | CallReply) -> Sequence[tuple[int, int]]:
     """The envs that failed, each with a `Failed`."""
-    return [(record.env_index, _FAILED_OF.get(type(record.exception), Failed.RAISED)) for record in reply.failures]
+    return [(record.env_index, record.kind) for record in reply.failures]
 
 
 def failed_envs(payload: Payload) -> Sequence[tuple[int, int]]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
-import anyio.to_thread
 import numpy.typing as npt
 
 from aiovec.errors import AlreadyPendingCallError, ClosedEnvironmentError, CrashLoopError, NoAsyncCallError
@@ -28,6 +27,7 @@ from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.restarts import GIVEN_UP
 from aiovec.pool.ring import HOME, Ring
 from aiovec.pool.states import EnvStates
+from aiovec.pool.threads import in_thread
 
 __all__ = ["Calls", "Workers"]
 
@@ -257,7 +257,7 @@ class Calls:
         self._forget(call)
         for worker in self._workers:
             for env_index in worker.env_ids:
-                self.states.break_(env_index, "was interrupted")
+                self.states.break_(env_index, "did not end: the call was interrupted")
 
     def _take_buffer(self) -> int:
         return self._ring.take() if self._ring is not None else HOME
@@ -282,7 +282,7 @@ class Calls:
                 raise call.deaths[0]
             has_something_to_say = call.mended is not None or any(call.payloads.values())
             if has_something_to_say and call.is_to_be_read_in_a_thread:
-                replies = await anyio.to_thread.run_sync(self.read, call)
+                replies = await in_thread(self.read, call)
             else:
                 replies = self.read(call) if has_something_to_say else []
         except BaseException:
@@ -380,7 +380,7 @@ class Calls:
                     if not slow:
                         return chosen
                     for call in slow.values():
-                        await anyio.to_thread.run_sync(self.read, call)
+                        await in_thread(self.read, call)
                 self.raise_untold_death()
                 pending = self.num_owed()  # others may have reset some of them
         finally:

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from aiovec.errors import WorkerStartError
+from aiovec.exchange.failures import Failed
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import ResetRequest
-from aiovec.exchange.replies import Failed
 from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.local import Death, LocalWorker
 from aiovec.pool.mended import Failing, Mended, Part

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import anyio.to_thread
-
 from aiovec.errors import WorkerStartError
 from aiovec.exchange.black_box import Doing
 from aiovec.exchange.frames import Frame, FrameKind
@@ -25,6 +23,7 @@ from aiovec.pool.mending import Mending
 from aiovec.pool.process import WorkerProcess
 from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import HOME, Ring
+from aiovec.pool.threads import in_thread
 from aiovec.pool.watch import Watch, end_stuck
 
 __all__ = ["Pool", "split_envs", "usable_cpus"]
@@ -173,7 +172,7 @@ class Pool:
     async def map_slab(self, geometry: Geometry, lend: bool) -> None:
         """Reserves the memory, now that its size is known."""
         if self.shared and self._slab_fd >= 0:
-            self.slab = await anyio.to_thread.run_sync(Slab.allocate, geometry, self._slab_fd)
+            self.slab = await in_thread(Slab.allocate, geometry, self._slab_fd)
         else:
             self.slab = Slab.private(geometry)
         self.ring = Ring(self.slab, lend)

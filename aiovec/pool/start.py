@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import anyio.to_thread
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
@@ -28,6 +27,7 @@ from aiovec.pool.pool import Pool
 from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import LENT_FROM_NBYTES
 from aiovec.pool.spaces import ObservationMode, VectorSpaces, vector_spaces
+from aiovec.pool.threads import in_thread
 
 __all__ = ["EnvFn", "Started", "StartPlan", "start"]
 
@@ -154,7 +154,7 @@ async def _travelling(plan: StartPlan) -> tuple[Any, ...]:
                 by_id[id(env_fn)] = pickles.dumps_to_worker(env_fn)
         return tuple(by_id[id(env_fn)] for env_fn in plan.env_fns)
 
-    return await anyio.to_thread.run_sync(pickled)
+    return await in_thread(pickled)
 
 
 async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> Mapping[int, Any]:

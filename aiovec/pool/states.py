@@ -217,7 +217,7 @@ class EnvStates:
         """Nobody will take the answer of this call, or any of it: awaited → broken."""
         self._spread()
         for env_index in np.flatnonzero(self._mine(seq, EnvState.AWAITED)).tolist():
-            self.break_(env_index, "was interrupted")
+            self.break_(env_index, "did not end: the call was interrupted")
 
     def break_(self, env_index: int, reason: str) -> None:
         """One env → broken, whatever it was."""

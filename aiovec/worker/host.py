@@ -21,18 +21,16 @@ from aiovec.errors import InvalidEnvResultError, ResetNeeded
 from aiovec.exchange import infos as infos_
 from aiovec.exchange import packed_infos, pickles
 from aiovec.exchange.black_box import IDLE, Phase, doing_code
-from aiovec.exchange.failures import FailureRecord
+from aiovec.exchange.failures import EnvLost, FailureRecord, StepRefused
 from aiovec.exchange.messages import (
     BatchReply,
     BuildReply,
     BuildRequest,
     CallReply,
     CallRequest,
-    EnvLost,
     ResetRequest,
     SetAttrRequest,
     SpaceFacts,
-    StepRefused,
 )
 from aiovec.exchange.restart_delay import restart_delay
 from aiovec.worker.rows import RowWriter
@@ -253,7 +251,10 @@ class EnvHost:
                 continue
             try:
                 # Copied before the reset: an env that reuses its array, or its info, would overwrite the last ones.
-                final = copy.deepcopy({"final_obs": self._observations[row], "final_info": final_infos.pop(row, {})})
+                final = {
+                    "final_obs": self._copied(row, "observation", self._observations[row]),
+                    "final_info": self._copied(row, "info", final_infos.pop(row, {})),
+                }
                 self._observations[row], info = self._reset(row)
             except BaseException as exception:  # noqa: BLE001
                 errors[row] = exception
@@ -262,6 +263,13 @@ class EnvHost:
                 if info.__class__ is not dict or info:
                     final_infos[row] = info
         infos[:] = sorted(final_infos.items())
+
+    def _copied(self, row: int, what: str, value: Any) -> Any:
+        try:
+            return copy.deepcopy(value)
+        except Exception as error:
+            got = f"{type(error).__name__}: {error}"
+            raise InvalidEnvResultError(self.env_ids[row], f"last {what}", "what can be copied", got) from error
 
     def _autoreset(self, row: int, _action: Any) -> Transition:
         observation, info = self._reset(row)
@@ -404,11 +412,9 @@ class EnvHost:
         entries += [(first + row, info) for row, info in infos]
         if finals:  # Gymnasium's order of keys: env by env, the final ones of each first
             entries.sort(key=operator.itemgetter(0))
-        return BatchReply(
-            infos_.collect(entries, len(self.env_ids)) if entries else {},
-            dynamic,
-            [self._fail(errors[row], self.env_ids[row], command) for row in sorted(errors)],
-        )
+        failures = [self._fail(errors[row], self.env_ids[row], command) for row in sorted(errors)]
+        errors.clear()  # held by a frame that they hold themselves: they would stay until the collector runs
+        return BatchReply(infos_.collect(entries, len(self.env_ids)) if entries else {}, dynamic, failures)
 
     def _fail(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
         traceback = exception.__traceback__

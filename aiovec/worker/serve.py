@@ -124,13 +124,13 @@ class _Server:
         exception.add_note("the worker could not read the request, or could not pickle its answer")
         failures = [self._capture(exception, env_index, command) for env_index in env_ids]
         if frame.kind == FrameKind.BUILD:
-            return pickles.dumps_to_parent(BuildReply([], {}, None, failures))
+            return replies.dumps(BuildReply([], {}, None, failures))
         if frame.kind in (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.STEP_EACH, FrameKind.RESET):
             return replies.dumps(BatchReply({}, failures=failures))
-        return pickles.dumps_to_parent(CallReply([], failures))
+        return replies.dumps(CallReply([], failures))
 
     def _build(self, frame: Frame) -> bytes:
-        return pickles.dumps_to_parent(self._core.build(self._build_request(frame.payload)))
+        return replies.dumps(self._core.build(self._build_request(frame.payload)))
 
     def _build_request(self, pickled: bytes | memoryview) -> BuildRequest:
         request: BuildRequest = pickles.loads(pickled)
@@ -187,7 +187,7 @@ class _Server:
         return dumps_call_reply(self._core.call(request), asked, request.name, self._capture)
 
     def _set_attr(self, frame: Frame) -> bytes:
-        return pickles.dumps_to_parent(self._core.set_attr(pickles.loads(frame.payload)))
+        return replies.dumps(self._core.set_attr(pickles.loads(frame.payload)))
 
     def _map(self, frame: Frame) -> None:
         request = pickles.loads(frame.payload)
@@ -199,7 +199,7 @@ class _Server:
 
     def _close(self, _frame: Frame) -> bytes:
         self._closing = True
-        return pickles.dumps_to_parent(self._core.close())
+        return replies.dumps(self._core.close())
 
     def _attach(self, geometry: Geometry, slab_fd: int) -> Slab:
         slab = Slab.attach(geometry, slab_fd)

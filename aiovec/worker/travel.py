@@ -66,7 +66,7 @@ def copied_reply(
 def dumps_call_reply(reply: CallReply, asked: Sequence[int], command: str, capture: Capture) -> bytes:
     """The same for a call; `asked` are its envs, in order."""
     try:
-        data = pickles.dumps_to_parent(reply)
+        data = replies.dumps(reply)
         pickles.loads(data)
     except Exception:  # noqa: BLE001  whose is it?
         results, failures = list(reply.results), list(reply.failures)
@@ -74,7 +74,7 @@ def dumps_call_reply(reply: CallReply, asked: Sequence[int], command: str, captu
             if (fault := _pickling_fault(results[position])) is not None:
                 results[position] = None
                 failures.append(capture(_explained(env_index, "result", fault), env_index, command))
-        return pickles.dumps_to_parent(CallReply(results, failures))
+        return replies.dumps(CallReply(results, failures))
     return data
 
 
