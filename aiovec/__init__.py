@@ -17,16 +17,21 @@ from typing import TYPE_CHECKING, Any
 _is_worker = os.environ.pop("AIOVEC_WORKER", None) is not None
 
 if TYPE_CHECKING or not _is_worker:
+    from aiovec.batcher import Batcher, BatcherStatistics
     from aiovec.batches import StepBatch
     from aiovec.errors import (
         AiovecError,
         AlreadyPendingCallError,
+        BatcherClosedError,
+        BatcherFullError,
         ClosedEnvironmentError,
         CrashLoopError,
         EnvTimeoutError,
         Failure,
         InvalidActionsError,
+        InvalidBatchResultError,
         InvalidEnvResultError,
+        InvalidObservationError,
         NoAsyncCallError,
         NotStartedError,
         RemoteError,
@@ -46,12 +51,18 @@ __all__ = [
     "AiovecError",
     "AlreadyPendingCallError",
     "AsyncVectorEnv",
+    "Batcher",
+    "BatcherClosedError",
+    "BatcherFullError",
+    "BatcherStatistics",
     "ClosedEnvironmentError",
     "CrashLoopError",
     "EnvTimeoutError",
     "Failure",
     "InvalidActionsError",
+    "InvalidBatchResultError",
     "InvalidEnvResultError",
+    "InvalidObservationError",
     "NoAsyncCallError",
     "NotStartedError",
     "RemoteError",
@@ -69,6 +80,8 @@ __all__ = [
 
 _HOMES = {
     "AsyncVectorEnv": "aiovec.vector_env",
+    "Batcher": "aiovec.batcher",
+    "BatcherStatistics": "aiovec.batcher",
     "StepBatch": "aiovec.batches",
     "SubEnv": "aiovec.sub_env",
     "make_vec": "aiovec.make",

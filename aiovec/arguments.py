@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from aiovec.pool.pool import usable_cpus
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, StartPlan
 
-__all__ = ["ResetTargets", "check_plan", "check_recv", "env_ids_of", "reset_targets"]
+__all__ = ["ResetTargets", "check_batcher", "check_plan", "check_recv", "env_ids_of", "reset_targets"]
 
 _CONTEXTS = (None, "fork", "forkserver", "spawn")
 
@@ -102,6 +103,21 @@ def check_plan(
         on_failure,
         int(max_restarts),
     )
+
+
+def check_batcher(function: object, max_batch_size: int, max_wait: float, max_pending: int | None) -> None:
+    """The arguments of `Batcher`."""
+    if not callable(function):
+        raise TypeError(f"function={function!r}: expected a function of a batch of observations")
+    if not _is_int(max_batch_size) or max_batch_size < 1:
+        raise ValueError(f"max_batch_size={max_batch_size!r}: expected a number of observations from 1")
+    is_number = isinstance(max_wait, (int, float, np.number)) and not isinstance(max_wait, bool)
+    if not is_number or not 0 <= max_wait < math.inf:
+        raise ValueError(f"max_wait={max_wait!r}: expected a number of seconds from 0")
+    if max_pending is not None and (not _is_int(max_pending) or max_pending < max_batch_size):
+        raise ValueError(
+            f"max_pending={max_pending!r}: expected a number of callers from max_batch_size={max_batch_size}, or None"
+        )
 
 
 def env_ids_of(num_envs: int, env_ids: Sequence[int]) -> list[int]:

@@ -15,9 +15,14 @@
     ├── WorkerStartError            the system gave no worker process  (RuntimeError)
     ├── CrashLoopError              an env that fails however often it is built anew
     ├── RemoteError                 an env's exception that could not travel as itself
-    └── WorkerDied                  a worker process ended by itself
+    ├── WorkerDied                  a worker process ended by itself
+    ├── BatcherClosedError          the batcher is closed              (RuntimeError)
+    ├── BatcherFullError            as many wait as may wait           (RuntimeError)
+    ├── InvalidObservationError     it differs from the others         (ValueError)
+    └── InvalidBatchResultError     a wrong number of rows             (ValueError)
 
-An exception of an env is not wrapped: it is raised as itself (see ``aiovec.failures``).
+The last four are of a `Batcher`. An exception of an env is not wrapped: it is raised as itself (see
+``aiovec.failures``).
 Constructors take facts and build the sentence; every class here survives pickling with both.
 """
 
@@ -34,12 +39,16 @@ from gymnasium import error as gymnasium_error
 __all__ = [
     "AiovecError",
     "AlreadyPendingCallError",
+    "BatcherClosedError",
+    "BatcherFullError",
     "ClosedEnvironmentError",
     "CrashLoopError",
     "EnvTimeoutError",
     "Failure",
     "InvalidActionsError",
+    "InvalidBatchResultError",
     "InvalidEnvResultError",
+    "InvalidObservationError",
     "NoAsyncCallError",
     "NotStartedError",
     "RemoteError",
@@ -144,14 +153,16 @@ class NotStartedError(AiovecError, RuntimeError):
 
 
 class WrongLoopError(AiovecError, RuntimeError):
-    """The vector environment belongs to another event loop."""
+    """The vector environment, or the batcher, belongs to another event loop."""
 
-    def __init__(self, command: str) -> None:
-        super().__init__(
-            f"{command} from another event loop than the one that started this vector environment. "
-            "Use it in that loop, or build one vector environment per loop; `envs.terminate()` ends its workers from "
-            "anywhere, also when that loop is closed."
+    def __init__(self, command: str, owner: str = "vector environment") -> None:
+        text = (
+            f"{command} from another event loop than the one that started this {owner}. "
+            f"Use it in that loop, or build one {owner} per loop"
         )
+        if owner == "vector environment":
+            text += "; `envs.terminate()` ends its workers from anywhere, also when that loop is closed"
+        super().__init__(f"{text}.")
 
 
 class ResetNeeded(AiovecError, gymnasium_error.ResetNeeded):  # noqa: N818  Gymnasium's name
@@ -317,7 +328,7 @@ def _first_line(exception: Exception) -> str:
 
 
 class RemoteError(AiovecError):
-    """Stands for an exception of an env that cannot be raised as itself.
+    """Stands for an exception of an env, or of a batcher's function, that cannot be raised as itself.
 
     That is one that does not pickle (its text and its formatted traceback came instead), or one whose
     type would stop, cancel or end the awaiting task (`SystemExit`, `KeyboardInterrupt`,
@@ -410,6 +421,52 @@ def _signal_name(number: int) -> str:
     except ValueError:
         name = f"signal {number}"
     return f"{name} (out of memory?)" if name == "SIGKILL" else name
+
+
+class BatcherClosedError(AiovecError, RuntimeError):
+    """The batcher is closed, for good; the function did not see the observation, or was cancelled."""
+
+    def __init__(self, waited: bool) -> None:
+        how = "was closed before it answered this call" if waited else "is closed, and takes no call"
+        super().__init__(f"the batcher {how}. Build a new one.")
+
+
+class BatcherFullError(AiovecError, RuntimeError):
+    """As many callers wait as may wait; this one was not queued.
+
+    Attributes:
+        max_pending: How many may wait.
+    """
+
+    def __init__(self, max_pending: int) -> None:
+        self.max_pending = max_pending
+        super().__init__(
+            f"the batcher is full: {max_pending} callers wait, and max_pending allows no more. Call again later."
+        )
+
+
+class InvalidObservationError(AiovecError, ValueError):
+    """An observation differs from those that it would be batched with; it was not queued."""
+
+    def __init__(self, leaf: str, expected: str, got: str) -> None:
+        super().__init__(
+            f"{leaf}: expected {expected}, as in the batcher's other observations, got {got}. It was not queued."
+        )
+
+
+class InvalidBatchResultError(AiovecError, ValueError):
+    """A batcher's function did not return one row for each observation.
+
+    Attributes:
+        num_rows: How many rows were expected.
+    """
+
+    def __init__(self, leaf: str, num_rows: int, got: str) -> None:
+        self.num_rows = num_rows
+        super().__init__(
+            f"the batcher's function returned a wrong {leaf}: expected {num_rows} rows, one for each observation, "
+            f"got {got}. Return an array, a tensor or a list of that length, or a dict or tuple of such."
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, assert_type
 
 import gymnasium as gym
@@ -29,6 +30,16 @@ async def batches(envs: aiovec.AsyncVectorEnv) -> None:
     assert_type(truncations, npt.NDArray[np.bool_])
     assert_type(await envs.call("method", 1, keyword=2, env_ids=[0]), tuple[Any, ...])
     assert_type(envs.action_space, gym.Space[Any])
+
+
+async def batched(policy: Callable[[Any], Any]) -> None:
+    async with aiovec.Batcher(policy, max_batch_size=64, max_wait=0.002, max_pending=256) as batcher:
+        assert_type(batcher, aiovec.Batcher)
+        assert_type(await batcher(np.zeros(4)), Any)
+        assert_type(batcher.statistics(), aiovec.BatcherStatistics)
+        assert_type(batcher.statistics().mean_fill, float)
+    assert_type(await batcher.aclose(), None)
+    assert_type(batcher.closed, bool)
 
 
 def failed(exception: Exception) -> None:

@@ -19,10 +19,13 @@ fixed_leaves: st.SearchStrategy[gym.Space[Any]] = st.one_of(
     st.lists(st.integers(1, 9), min_size=1, max_size=3).map(spaces.MultiDiscrete),
     st.integers(1, 5).map(spaces.MultiBinary),
 )
-dynamic_leaves: st.SearchStrategy[gym.Space[Any]] = st.one_of(
+objects: st.SearchStrategy[gym.Space[Any]] = st.one_of(
     st.integers(1, 6).map(spaces.Text),
-    st.integers(1, 5).map(lambda n: spaces.Sequence(spaces.Discrete(n))),
     st.integers(1, 5).map(lambda n: spaces.Graph(spaces.Box(0, 1, (n,)), spaces.Discrete(n))),
+)
+dynamic_leaves: st.SearchStrategy[gym.Space[Any]] = st.one_of(
+    objects,
+    st.integers(1, 5).map(lambda n: spaces.Sequence(spaces.Discrete(n))),
     st.integers(1, 5).map(lambda n: spaces.OneOf((spaces.Discrete(n), spaces.Box(0, 1, (n,))))),
 )
 
@@ -40,6 +43,7 @@ def _nested(leaves: st.SearchStrategy[gym.Space[Any]]) -> st.SearchStrategy[gym.
 
 fixed_spaces = _nested(fixed_leaves)
 nested_spaces = _nested(st.one_of(fixed_leaves, dynamic_leaves))
+stackable_spaces = _nested(st.one_of(fixed_leaves, objects))  # whose values show their structure
 
 
 def same(left: Any, right: Any) -> bool:
