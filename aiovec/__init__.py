@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 _is_worker = os.environ.pop("AIOVEC_WORKER", None) is not None
 
 if TYPE_CHECKING or not _is_worker:
+    from aiovec.async_env import AsyncEnv
     from aiovec.batcher import Batcher, BatcherStatistics
     from aiovec.batches import StepBatch
     from aiovec.errors import (
@@ -50,6 +51,7 @@ if TYPE_CHECKING or not _is_worker:
 __all__ = [
     "AiovecError",
     "AlreadyPendingCallError",
+    "AsyncEnv",
     "AsyncVectorEnv",
     "Batcher",
     "BatcherClosedError",
@@ -79,6 +81,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncEnv": "aiovec.async_env",
     "AsyncVectorEnv": "aiovec.vector_env",
     "Batcher": "aiovec.batcher",
     "BatcherStatistics": "aiovec.batcher",

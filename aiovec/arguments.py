@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from aiovec.exchange.black_box import MOST_THREADS
 from aiovec.exchange.messages import ResetRequest
 from aiovec.pool.pool import usable_cpus
 from aiovec.pool.spaces import ObservationMode
@@ -24,6 +25,7 @@ _CONTEXTS = (None, "fork", "forkserver", "spawn")
 def check_plan(
     env_fns: Sequence[EnvFn],
     num_workers: int | None,
+    threads_per_worker: int,
     shared_memory: bool,
     copy: bool | None,
     observation_mode: ObservationMode,
@@ -52,6 +54,10 @@ def check_plan(
             )
     if num_workers is not None and (not _is_int(num_workers) or num_workers < 0):
         raise ValueError(f"num_workers={num_workers!r}: expected a number of processes from 0, or None")
+    if not _is_int(threads_per_worker) or not 1 <= threads_per_worker <= MOST_THREADS:
+        raise ValueError(
+            f"threads_per_worker={threads_per_worker!r}: expected a number of threads, 1 to {MOST_THREADS}"
+        )
     if isinstance(observation_mode, tuple):
         if len(observation_mode) != 2 or not all(isinstance(space, gym.Space) for space in observation_mode):
             raise TypeError(
@@ -83,14 +89,15 @@ def check_plan(
         raise ValueError(f"max_restarts={max_restarts!r}: expected a number of attempts from 1")
     if num_workers is None:
         num_workers = usable_cpus()
-    if num_workers == 0 and step_timeout is not None:
+    if num_workers == 0 and threads_per_worker > 1:
         raise ValueError(
-            f"step_timeout={step_timeout!r} with num_workers=0: an env in this process cannot be ended. "
-            "Use a worker, or leave it out."
+            f"threads_per_worker={threads_per_worker!r} with num_workers=0: envs in this process run on the loop's "
+            "thread. Use a worker, or leave it out."
         )
     return StartPlan(
         env_fns,
         min(int(num_workers), len(env_fns)),
+        int(threads_per_worker),
         shared_memory,
         copy,
         observation_mode,
@@ -98,6 +105,7 @@ def check_plan(
         context,
         start_timeout,
         step_timeout,
+        close_grace,
         max_buffers,
         traceback_locals,
         on_failure,

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from aiovec.async_env import AsyncEnv, AsyncTimeLimit
 from aiovec.vector_env import AsyncVectorEnv
 
 __all__ = ["make_vec"]
@@ -33,7 +34,8 @@ def make_vec(
             and travels as its spec: a worker need not know the id.
         num_envs: How many envs.
         vector_kwargs: For `AsyncVectorEnv`: ``{"num_workers": 2}``.
-        wrappers: Applied to each env, the first one first.
+        wrappers: Applied to each env, the first one first. (For an `AsyncEnv`: what gives an `AsyncEnv` again; it is
+            built without Gymnasium's single-env wrappers, which cannot await, but for a limit of steps.)
         **env_kwargs: For the env's own constructor, as in `gymnasium.make`.
 
     Raises:
@@ -82,8 +84,12 @@ class _EnvMaker:
     def __repr__(self) -> str:
         return f"<env_fn of {self.spec.id}>"
 
-    def __call__(self) -> gym.Env[Any, Any]:
-        env = gym.make(self.spec, **self.env_kwargs)
+    def __call__(self) -> gym.Env[Any, Any] | AsyncEnv[Any, Any]:
+        env: Any = gym.make(self.spec, **self.env_kwargs)
+        if isinstance(env.unwrapped, AsyncEnv):  # Gymnasium's own wrappers cannot await
+            env = env.unwrapped
+            if self.spec.max_episode_steps is not None:
+                env = AsyncTimeLimit(env, self.spec.max_episode_steps)
         for wrapper in self.wrappers:
             env = wrapper(env)
-        return env
+        return env  # type: ignore[no-any-return]  # one of the two

@@ -40,7 +40,10 @@ class AsyncVectorEnv:
         env_fns: A function for each env that builds it. They travel by cloudpickle, so lambdas and classes of
             a script or a notebook work, without a guard around ``__main__``.
         num_workers: How many processes share the envs, in contiguous rows. `None`: one for each usable CPU,
-            at most one an env. 0: none, the envs live and run in this process, on the loop's thread.
+            at most one an env. 0: none, the envs live and run in this process, on the loop's thread: for a debugger,
+            and for `AsyncEnv`s, which only wait.
+        threads_per_worker: How many threads of a worker share its envs, each env always in the same one: for envs that
+            wait, for I/O or in a simulator that frees Python's lock. `AsyncEnv`s need none. Not with `num_workers=0`.
         shared_memory: Whether observations, actions, rewards and flags travel in memory that the workers
             share with this process. Without it they are pickled.
         copy: `True`: observations are always copied. `False`: they are views that hold until the next
@@ -52,7 +55,9 @@ class AsyncVectorEnv:
             started by `multiprocessing`.
         step_timeout: Seconds that one env's own `step`, `reset` or call may take in its worker. Then the worker is
             killed, and `EnvTimeoutError` is raised, which names the env and bears the worker's Python stack; it
-            comes up to a fifth later, and never too early. `None`: no limit. Not with `num_workers=0`.
+            comes up to a fifth later, and never too early. An `AsyncEnv` is cancelled instead, and its worker lives; only
+            one that does not end for another `close_grace` and `step_timeout` is ended with its worker. `None`: no limit.
+            Not with `num_workers=0`, unless all envs are `AsyncEnv`s.
         start_timeout: Seconds for the whole start, and for each worker that takes the place of a dead one.
         close_grace: Seconds that `close` waits before it goes from asking to SIGTERM, and on to SIGKILL.
         max_buffers: How many batches of large observations the shared memory holds; when all are lent,
@@ -79,6 +84,7 @@ class AsyncVectorEnv:
         env_fns: Sequence[EnvFn],
         *,
         num_workers: int | None = None,
+        threads_per_worker: int = 1,
         shared_memory: bool = True,
         copy: bool | None = None,
         observation_mode: ObservationMode = "same",
@@ -100,6 +106,7 @@ class AsyncVectorEnv:
         self._plan = check_plan(
             env_fns,
             num_workers,
+            threads_per_worker,
             shared_memory,
             copy,
             observation_mode,

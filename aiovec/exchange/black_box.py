@@ -17,12 +17,24 @@ from typing import NamedTuple
 
 from aiovec.exchange.slab import create_memory_file, map_memory
 
-__all__ = ["IDLE", "BlackBox", "Doing", "Phase", "doing_code", "open_black_box", "readable_stack"]
+__all__ = [
+    "IDLE",
+    "MOST_THREADS",
+    "BlackBox",
+    "Doing",
+    "OpenBlackBox",
+    "Phase",
+    "doing_code",
+    "open_black_box",
+    "readable_stack",
+]
 
 _PAGE_NBYTES = mmap.PAGESIZE
 _STACK_NBYTES = 1 << 16
 IDLE = -1
 _ROWS = 1 << 32
+_NUM_LANES = _PAGE_NBYTES // 16
+MOST_THREADS = _NUM_LANES - 2  # the last two are those of async envs
 
 
 class Phase(enum.IntEnum):
@@ -47,11 +59,13 @@ class Doing(NamedTuple):
         row: Which of the worker's envs.
         phase: What it is asked for.
         number: Differs between two calls of the same row and phase.
+        lane: In which of the worker's lanes; see `worker.lanes`.
     """
 
     row: int
     phase: Phase
     number: int = 0
+    lane: int = 0
 
 
 class BlackBox:
@@ -70,16 +84,21 @@ class BlackBox:
         except BaseException:
             os.close(self.fd)
             raise
-        self._page[0] = IDLE
+        for lane in range(_NUM_LANES):
+            self._page[2 * lane] = IDLE
 
     def __repr__(self) -> str:
         return f"<BlackBox doing={self.doing}>"
 
     @property
-    def doing(self) -> Doing | None:
-        """The env's call that the worker is in at this moment, or was in when it ended."""
-        code, number = self._page[:2]
-        return None if code == IDLE else Doing(code % _ROWS, Phase(code // _ROWS), number)
+    def doing(self) -> list[Doing]:
+        """The calls of envs that the worker is in at this moment, or was in when it ended; mostly one, or none."""
+        page = self._page.tolist()
+        return [
+            Doing(code % _ROWS, Phase(code // _ROWS), number, lane)
+            for lane, (code, number) in enumerate(zip(page[::2], page[1::2], strict=True))
+            if code != IDLE
+        ]
 
     @property
     def stack_nbytes(self) -> int:
@@ -97,17 +116,32 @@ class BlackBox:
         os.close(self.fd)
 
 
-def open_black_box(fd: int) -> memoryview:
-    """The worker's side: has `faulthandler` write into the file.
+class OpenBlackBox:
+    """The worker's side.
 
-    Returns:
+    Args:
+        page: What the parent sees.
+    """
+
+    def __init__(self, page: memoryview) -> None:
+        self._page = page
+
+    def doing(self, lane: int) -> memoryview:
+        """What a lane writes down; negative numbers count from the last one.
+
         Two integers: `IDLE`, or the `doing_code` of the env's call that comes next; and a number that rises with each
         call, but for the steps of one request, which differ in their row.
-    """
+        """
+        lane %= _NUM_LANES
+        return self._page[2 * lane : 2 * lane + 2]
+
+
+def open_black_box(fd: int) -> OpenBlackBox:
+    """In the worker: has `faulthandler` write into the file."""
     os.set_inheritable(fd, False)
     faulthandler.enable(fd)
     faulthandler.register(signal.SIGUSR1, fd)
-    return memoryview(map_memory(fd, _PAGE_NBYTES)).cast("q")
+    return OpenBlackBox(memoryview(map_memory(fd, _PAGE_NBYTES)).cast("q"))
 
 
 def readable_stack(written: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from aiovec.errors import Failure, RemoteError, add_note, mark_failures
+from aiovec.errors import ClosedEnvironmentError, Failure, RemoteError, add_note, mark_failures
 from aiovec.exchange import pickles
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Failed",
     "FailureRecord",
     "StepRefused",
+    "TurnCancelled",
     "as_one_exception",
     "capture",
     "restore",
@@ -40,15 +41,24 @@ class StepRefused(Exception):  # noqa: N818  it never leaves the parent
     """An env was to be stepped by itself, but its episode has ended, and the next batch resets it."""
 
 
+class TurnCancelled(BaseException):
+    """What an async env was doing was ended by a reset, or a close, that came meanwhile: nobody asks for it."""
+
+
 class Failed(enum.IntEnum):
     """What happened to an env that did not give its row."""
 
     RAISED = 0
     LOST = 1  # its worker had died before: see `EnvLost`
     REFUSED = 2  # nothing: see `StepRefused`
+    CANCELLED = 3  # see `TurnCancelled`
 
 
-_KINDS: dict[type[BaseException], Failed] = {EnvLost: Failed.LOST, StepRefused: Failed.REFUSED}
+_KINDS: dict[type[BaseException], Failed] = {
+    EnvLost: Failed.LOST,
+    StepRefused: Failed.REFUSED,
+    TurnCancelled: Failed.CANCELLED,
+}
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,8 @@ def _shown(value: object) -> str:
 def restore(record: FailureRecord) -> Exception:
     """The exception to raise in the awaiting task, with a note and marked for `aiovec.failures`."""
     assert record.exception is not None  # noqa: S101  it has arrived
+    if record.kind is Failed.CANCELLED:
+        return ClosedEnvironmentError(f"{record.command}()")
     raised = wrap(record.exception)
     add_note(raised, f"raised by env {record.env_index} during {record.command}, worker pid {record.pid}")
     if record.local_variables:

@@ -42,6 +42,9 @@ class BuildRequest:
         autoreset_mode: For all of them.
         traceback_locals: Whether a failure bears the variables of its frames.
         max_restarts: How often in a row an env that failed is built anew before it is used again; `None`: never.
+        num_threads: How many threads share the envs that are not async.
+        step_timeout: Seconds for each call of an async env, which is cancelled then.
+        close_grace: Seconds for it to clean up.
     """
 
     env_ids: range
@@ -49,6 +52,9 @@ class BuildRequest:
     autoreset_mode: AutoresetMode
     traceback_locals: bool = False
     max_restarts: int | None = None
+    num_threads: int = 1
+    step_timeout: float | None = None
+    close_grace: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,14 @@ class RebuildRequest:
     Attributes:
         build: The pickled `BuildRequest` of that worker.
         delay: Seconds to wait before.
+        asynchronous: The rows that hold async envs.
         lost: The rows whose loss was not told yet: the first step of each fails with `exchange.failures.EnvLost`.
     """
 
     build: bytes
     delay: float = 0.0
     lost: Sequence[int] = ()
+    asynchronous: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -89,12 +97,14 @@ class BuildReply:
         spaces: The distinct pairs of spaces, with the envs that have them.
         metadata: Of the first env.
         render_mode: Of the first env.
+        asynchronous: The worker's rows that hold an `AsyncEnv`.
         failures: Envs that could not be built; then the rest is empty.
     """
 
     spaces: list[SpaceFacts]
     metadata: dict[str, Any]
     render_mode: str | None
+    asynchronous: list[int]
     failures: list[FailureRecord]
 
 

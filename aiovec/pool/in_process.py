@@ -1,13 +1,14 @@
 """The worker of `num_workers=0`: the same envs and the same requests, in the parent's own process.
 
-For a debugger, and where a process would cost more than it brings. An env's step then runs on the loop's
-thread; this is the one place where the loop waits for an env. Replies come by the loop's next turn, so that
-other tasks get theirs between two steps.
+For a debugger, for async envs that only wait, and where a process would cost more than it brings. A sync env's step then
+runs on the loop's thread; this is the one place where the loop waits for an env. Replies come by the loop's next turn,
+so that other tasks get theirs between two steps.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,12 +17,16 @@ from aiovec.errors import EnvTimeoutError
 from aiovec.exchange.black_box import IDLE, Doing
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.frames import Frame, FrameKind
-from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, MapRequest, ResetRequest
+from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, ResetRequest
 from aiovec.exchange.replies import failed_in
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.step_each import StepEachRequest
+from aiovec.worker.async_lane import AsyncLane
 from aiovec.worker.core import WorkerCore
+from aiovec.worker.host import Work
+from aiovec.worker.lanes import InlineLane, Lanes
 from aiovec.worker.travel import copied_reply
+from aiovec.worker.turns import drive
 
 __all__ = ["InProcessWorker"]
 
@@ -52,16 +57,20 @@ class InProcessWorker:
         self.ended: asyncio.Event = asyncio.Event()
         self._replied = replied
         self._resume = resume
-        self._core = WorkerCore(self._capture, slab, [IDLE, 0])
+        self._doing = [IDLE, 0]
+        self._core = WorkerCore(self._capture, slab, self._doing)
         self._traceback_locals = False
-        self._handlers: dict[int, Callable[[int, Any], Any]] = {
-            FrameKind.BUILD: lambda _buffer, message: self._build(message),
-            FrameKind.MAP: lambda _buffer, message: self._map(message),
+        self._async_lane: AsyncLane | None = None
+        self._lanes = Lanes([InlineLane(self._doing)], {})
+        self._handlers: dict[int, Callable[[Frame], None]] = {
+            FrameKind.BUILD: self._build,
+            FrameKind.MAP: self._map,
             FrameKind.STEP: self._step,
+            FrameKind.STEP_EACH: self._step_each,
             FrameKind.RESET: self._reset,
-            FrameKind.CALL: lambda _buffer, message: self._core.call(message),
-            FrameKind.SET_ATTR: lambda _buffer, message: self._core.set_attr(message),
-            FrameKind.CLOSE: lambda _buffer, _message: self._close(),
+            FrameKind.CALL: lambda frame: self._do(frame, self._core.calling(frame.payload)),
+            FrameKind.SET_ATTR: lambda frame: self._do(frame, self._core.setting(frame.payload)),
+            FrameKind.CLOSE: self._close,
         }
 
     def __repr__(self) -> str:
@@ -71,11 +80,22 @@ class InProcessWorker:
         return message
 
     def post(self, kind: int, seq: int, buffer: int, prepared: Any) -> None:
-        if kind == FrameKind.STEP_EACH:
-            self._step_each(seq, buffer, prepared)
-            return
-        reply = self._handlers[kind](buffer, prepared)
-        asyncio.get_running_loop().call_soon(self._deliver, Frame(kind, seq, buffer, reply))
+        self._handlers[kind](Frame(kind, seq, buffer, prepared))
+
+    def _do(
+        self,
+        frame: Frame,
+        work: Work[Any],
+        copied: Callable[[Any], Any] = lambda reply: reply,
+        may_be_cancelled: bool = False,
+    ) -> None:
+        """Does what a request asks; what is answered on the spot is delivered by the loop's next turn."""
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            loop.call_soon(self._deliver, frame._replace(payload=copied(work.reply())))
+
+        self._lanes.do(work.turns, ended, may_be_cancelled)
 
     def _deliver(self, reply: Frame) -> None:
         self._replied(self.index, reply)
@@ -91,14 +111,14 @@ class InProcessWorker:
         """There is no process to signal."""
 
     def kill(self) -> None:
-        self._close()
+        self._abandon()
 
     def terminate(self) -> None:
-        self._close()
+        self._abandon()
 
     @property
-    def doing(self) -> Doing | None:
-        return None
+    def doing(self) -> Sequence[Doing]:
+        return ()
 
     def ask_stack(self) -> None:
         """There is no other process to ask."""
@@ -114,30 +134,86 @@ class InProcessWorker:
     def kill_as(self, verdict: EnvTimeoutError) -> None:
         """There is no process to kill; `step_timeout` is refused here."""
 
-    def _step(self, buffer: int, message: Any) -> BatchReply | None:
-        return copied_reply(self._core.step(buffer, message), self.env_ids, "step", self._capture_on_the_way)
+    # ---- requests
 
-    def _reset(self, buffer: int, message: ResetRequest) -> BatchReply | None:
-        reply = self._core.reset(buffer, message)
-        return copied_reply(reply, self._core.answered_by(message), "reset", self._capture_on_the_way)
+    def _build(self, frame: Frame) -> None:
+        request: BuildRequest = frame.payload
+        self._traceback_locals = request.traceback_locals
 
-    def _step_each(self, seq: int, buffer: int, message: StepEachRequest) -> None:
-        for position, (row, action) in enumerate(zip(message.rows, self._core.actions_of(message), strict=True)):
-            reply = self._core.step_one(buffer, row, action, message.autoreset)
-            reply = copied_reply(reply, [self.env_ids[row]], "step", self._capture_on_the_way)
-            asyncio.get_running_loop().call_soon(self._deliver, Frame(FrameKind.REPLY, seq + position, buffer, reply))
+        def opened(reply: BuildReply) -> BuildReply:
+            if reply.failures:
+                self._lanes.do(self._core.closing().turns, lambda: None, may_be_cancelled=False)
+            elif reply.asynchronous:
+                self._open_lane(request, reply.asynchronous)
+            return reply
 
-    def _build(self, message: BuildRequest) -> BuildReply:
-        self._traceback_locals = message.traceback_locals
-        return self._core.build(message)
+        self._do(frame, self._core.build(request), opened)
 
-    def _map(self, message: MapRequest) -> None:
-        self._core.map(message)
+    def _open_lane(self, request: BuildRequest, asynchronous: Sequence[int]) -> None:
+        loop, timeout, grace = asyncio.get_running_loop(), request.step_timeout, request.close_grace
+        self._async_lane = AsyncLane(loop, self.env_ids, timeout, grace, [IDLE, 0], [IDLE, 0])
+        self._lanes = Lanes([InlineLane(self._doing)], dict.fromkeys(asynchronous, self._async_lane))
 
-    def _close(self) -> CallReply:
+    def _map(self, frame: Frame) -> None:
+        self._core.map(frame.payload)
+        self._do(frame, Work([], lambda: None))
+
+    def _step(self, frame: Frame) -> None:
+        if self._async_lane is None:  # the columns' own path
+            reply = self._core.step(frame.buffer, frame.payload)
+            work: Work[BatchReply | None] = Work([], lambda: reply)
+        else:
+            work = self._core.stepping(frame.buffer, frame.payload)
+        self._do(frame, work, lambda reply: self._copied(reply, self.env_ids, "step"), may_be_cancelled=True)
+
+    def _step_each(self, frame: Frame) -> None:
+        request: StepEachRequest = frame.payload
+        actions = self._core.actions_of(request)
+        for seq, (row, action) in enumerate(zip(request.rows, actions, strict=True), frame.seq):
+            work = self._core.stepping_one(frame.buffer, row, action, request.autoreset)
+            copied = functools.partial(self._copied, answered=[self.env_ids[row]], command="step")
+            self._do(frame._replace(seq=seq), work, copied, may_be_cancelled=True)
+
+    def _reset(self, frame: Frame) -> None:
+        request: ResetRequest = frame.payload
+        if self._async_lane is not None:  # what is owed to these is not asked for any more
+            self._async_lane.cancel(range(len(self.env_ids)) if request.rows is None else request.rows)
+        answered = self._core.answered_by(request)
+        work = self._core.resetting(frame.buffer, request)
+        self._do(frame, work, lambda reply: self._copied(reply, answered, "reset"), may_be_cancelled=True)
+
+    def _close(self, frame: Frame) -> None:
+        if self._async_lane is not None:
+            self._async_lane.cancel(range(len(self.env_ids)), everything=True)
+
+        def closed(reply: CallReply) -> CallReply:
+            self._end()
+            return reply
+
+        self._do(frame, self._core.closing(), closed)
+
+    def _abandon(self) -> None:
+        """Closes the envs that close at once; the others are cancelled, and nobody waits for them."""
+        if self.ended.is_set():
+            return
+        turns = self._core.closing().turns
+        if self._async_lane is not None:
+            self._async_lane.abandon()
+            turns = [(row, turn) for row, turn in turns if not self._core.host.rows.is_async[row]]
+        for row, turn in turns:
+            drive(turn, row, self._doing)
+        self._end()
+
+    def _end(self) -> None:
         self.alive = False
         self.ended.set()
-        return self._core.close()
+        if self._async_lane is not None:
+            asyncio.get_running_loop().call_soon(self._async_lane.stop)
+
+    # ---- answers
+
+    def _copied(self, reply: BatchReply | None, answered: Sequence[int], command: str) -> BatchReply | None:
+        return copied_reply(reply, answered, command, self._capture_on_the_way)
 
     def _capture_on_the_way(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
         self._core.host.has_failed(env_index, exception)

@@ -61,8 +61,9 @@ class Worker(Protocol):
         """Ends the worker and frees everything of it, now and without the loop."""
 
     @property
-    def doing(self) -> Doing | None:
-        """The env's call that the worker is in."""
+    def doing(self) -> Sequence[Doing]:
+        """The calls of envs that the worker is in: one at most, unless its envs do not wait for each other."""
+        raise NotImplementedError
 
     def ask_stack(self) -> None:
         """Has the worker write down its Python stack, whatever it is doing."""
@@ -157,8 +158,8 @@ class LocalWorker:
         self._finish()
 
     @property
-    def doing(self) -> Doing | None:
-        return None if self._process.is_reaped else self._process.files.black_box.doing
+    def doing(self) -> Sequence[Doing]:
+        return () if self._process.is_reaped else self._process.files.black_box.doing
 
     def ask_stack(self) -> None:
         self._process.ask_stack()
@@ -200,7 +201,7 @@ class LocalWorker:
         if not self._process.is_reaped:  # else the interpreter is at its exit, and that was done
             self._output.finish()
             doing = self.doing
-            self._last = (None if doing is None else self.env_ids[doing.row], self.stack)
+            self._last = (self.env_ids[doing[0].row] if len(doing) == 1 else None, self.stack)
             self.exitcode = self._process.reap()
         self._channel.close()
         self.ended.set()

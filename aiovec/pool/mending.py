@@ -83,7 +83,7 @@ class Mending:
     def take(self, call: PendingCall, mended: Mended, index: int, payload: Any) -> None:
         """A worker's answer, or a part of it where envs have failed in it."""
         worker = self._workers[index]
-        failed_envs = [failed for failed in worker.failed_envs(payload) if failed[1] != Failed.REFUSED]
+        failed_envs = [failed for failed in worker.failed_envs(payload) if failed[1] in (Failed.RAISED, Failed.LOST)]
         if call.is_dropped or not (failed_envs or index in mended.in_parts):
             call.payloads[index] = payload
             call.missing.discard(index)

@@ -79,7 +79,8 @@ class Pool:
         self._watch: Watch | None = None
         if step_timeout is not None or restarts is not None:
             self._watch = Watch(loop, step_timeout or float("inf"), start_timeout, self._stuck)
-        self._blueprints: list[tuple[Any, Any]] = []  # what a worker is sent at its start: BUILD, MAP
+        # What a worker is sent at its start, and which of its rows are async: BUILD, MAP, rows.
+        self._blueprints: list[tuple[Any, Any, Sequence[int]]] = []
         self._rebuilding: dict[int, asyncio.TimerHandle] = {}  # by the number of the request; ends what takes too long
         self._mapping: set[int] = set()
         self.slab: Slab | None = None
@@ -129,9 +130,14 @@ class Pool:
         """The worker that holds an env."""
         return next(worker for worker in self.workers if env_index in worker.env_ids)
 
-    def keep_blueprints(self, builds: Mapping[int, Any], maps: Mapping[int, Any]) -> None:
-        """Takes what each worker was sent at its start, for one that takes its place."""
-        self._blueprints = [(builds[worker.index], maps[worker.index]) for worker in self.workers]
+    def keep_blueprints(
+        self, builds: Mapping[int, Any], maps: Mapping[int, Any], asynchronous: Sequence[Sequence[int]]
+    ) -> None:
+        """Takes what each worker was sent at its start, and which of its rows are async, for one that takes its place."""
+        self._blueprints = [
+            (builds[worker.index], maps[worker.index], rows)
+            for worker, rows in zip(self.workers, asynchronous, strict=True)
+        ]
 
     def replace_dead(self, indices: Iterable[int]) -> None:
         """Starts a worker in the place of each of these that died; what is posted next is served once it is there.
@@ -147,8 +153,9 @@ class Pool:
         worker = self._start_worker(index)
         self.workers[index] = worker
         map_seq = self.calls.replaced(index)
-        build, mapping = self._blueprints[index]
-        request = worker.prepare(RebuildRequest(build, delay, [env_index - worker.env_ids.start for env_index in lost]))
+        build, mapping, asynchronous = self._blueprints[index]
+        rows = [env_index - worker.env_ids.start for env_index in lost]
+        request = worker.prepare(RebuildRequest(build, delay, rows, asynchronous))
         seq, timeout = self.calls.next_seq(), self._start_timeout + delay
         self._rebuilding[seq] = self.loop.call_later(timeout, self._rebuilds_too_long, seq, worker)
         worker.post(FrameKind.REBUILD, seq, HOME, request)
@@ -157,13 +164,14 @@ class Pool:
 
     def _rebuilds_too_long(self, seq: int, worker: LocalWorker) -> None:
         if self._rebuilding.pop(seq, None) is not None and worker.alive:
-            doing = worker.doing
-            late = worker.env_ids if doing is None else [worker.env_ids[doing.row]]
-            end_stuck(self.loop, worker, doing, late, "build", self._start_timeout)
+            rows = [doing.row for doing in worker.doing]
+            late = [worker.env_ids[row] for row in rows] or worker.env_ids
+            end_stuck(self.loop, worker, late, "build", self._start_timeout, has_begun=bool(rows))
 
-    def _stuck(self, index: int, doing: Doing, seconds: float) -> None:
+    def _stuck(self, index: int, stuck: Sequence[Doing], seconds: float) -> None:
         worker = self.workers[index]
-        end_stuck(self.loop, worker, doing, [worker.env_ids[doing.row]], doing.phase.name.lower(), seconds)
+        late = sorted({worker.env_ids[doing.row] for doing in stuck})
+        end_stuck(self.loop, worker, late, stuck[0].phase.name.lower(), seconds, has_begun=True)
 
     def _look_for_stuck(self) -> None:
         if self._watch is not None:

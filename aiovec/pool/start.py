@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
+from aiovec.async_env import AsyncEnv
 from aiovec.errors import EnvTimeoutError, name_envs
 from aiovec.exchange import pickles
 from aiovec.exchange.failures import as_one_exception
@@ -31,7 +32,7 @@ from aiovec.pool.threads import in_thread
 
 __all__ = ["EnvFn", "Started", "StartPlan", "start"]
 
-EnvFn = Callable[[], gym.Env[Any, Any]]
+EnvFn = Callable[[], gym.Env[Any, Any] | AsyncEnv[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class StartPlan:
 
     env_fns: tuple[EnvFn, ...]
     num_workers: int
+    threads_per_worker: int
     shared_memory: bool
     copy: bool | None
     observation_mode: ObservationMode
@@ -47,6 +49,7 @@ class StartPlan:
     context: str | None
     start_timeout: float
     step_timeout: float | None
+    close_grace: float
     max_buffers: int
     traceback_locals: bool
     on_failure: str
@@ -68,6 +71,7 @@ async def start(plan: StartPlan) -> Started:
 
     Raises:
         EnvTimeoutError: Not all envs were built within `start_timeout`; nothing is left.
+        ValueError: `step_timeout` where it cannot be kept; nothing is left.
         SpaceMismatchError: Spaces that cannot be batched; nothing is left.
         SlabMemoryError: No memory for the slab; nothing is left.
         WorkerDied: A worker ended while it built its envs; nothing is left.
@@ -96,6 +100,9 @@ async def start(plan: StartPlan) -> Started:
                     plan.autoreset_mode,
                     plan.traceback_locals,
                     plan.max_restarts if plan.on_failure == "restart" else None,
+                    plan.threads_per_worker,
+                    plan.step_timeout,
+                    plan.close_grace,
                 )
                 for worker in pool.workers
             }
@@ -106,9 +113,16 @@ async def start(plan: StartPlan) -> Started:
             failed = [record for reply in replies for record in reply.failures]
             if failed:
                 raise as_one_exception("build", failed)
+            num_sync = len(plan.env_fns) - sum(len(reply.asynchronous) for reply in replies)
+            if not plan.num_workers and plan.step_timeout is not None and num_sync:
+                raise ValueError(
+                    f"step_timeout={plan.step_timeout!r} with num_workers=0: an env in this process cannot be ended, "
+                    "unless it is an AsyncEnv. Use a worker, or leave it out."
+                )
             facts = [fact for reply in replies for fact in reply.spaces]
             spaces = vector_spaces(plan.observation_mode, len(plan.env_fns), facts)
-            pool.keep_blueprints(builds, await _map(pool, plan, spaces))
+            asynchronous = [reply.asynchronous for reply in replies]
+            pool.keep_blueprints(builds, await _map(pool, plan, spaces), asynchronous)
         return Started(
             pool,
             spaces,
@@ -130,7 +144,7 @@ async def start(plan: StartPlan) -> Started:
 
 async def _stacks(late: Sequence[Worker]) -> str:
     """What the Python stacks of these workers are at the moment, for those that are inside an env."""
-    asked = [worker for worker in late if worker.doing is not None]
+    asked = [worker for worker in late if worker.doing]
     for worker in asked:
         worker.ask_stack()
     written: list[int] = []

@@ -35,7 +35,7 @@ class Sightings:
     def __init__(self, limit: float, build_limit: float) -> None:
         self._limit = limit
         self._build_limit = build_limit
-        self._seen: dict[int, tuple[tuple[int, Doing], float]] = {}
+        self._seen: dict[int, dict[tuple[int, Doing], float]] = {}
 
     def __repr__(self) -> str:
         return f"<Sightings of {sorted(self._seen)}>"
@@ -44,27 +44,21 @@ class Sightings:
         """Seconds that this may take."""
         return self._build_limit if doing.phase is Phase.BUILD else self._limit
 
-    def see(self, index: int, pid: int, doing: Doing | None, now: float) -> bool:
-        """Whether this worker is stuck: to be told once.
+    def see(self, index: int, pid: int, doing: Sequence[Doing], now: float) -> list[Doing]:
+        """What this worker is stuck in, each to be told once.
 
         Args:
             index: The worker.
             pid: Its process: another one may have taken its place.
-            doing: The env that it is in, if any.
+            doing: The calls of envs that it is in.
             now: Seconds.
         """
-        if doing is None:
-            self._seen.pop(index, None)
-            return False
-        sight = (pid, doing)
-        known, since = self._seen.get(index, (None, now))
-        if known != sight:
-            self._seen[index] = (sight, now)
-            return False
-        if now - since < self.limit_of(doing):
-            return False
-        self._seen[index] = (sight, float("inf"))
-        return True
+        known = self._seen.get(index, {})
+        seen = self._seen[index] = {(pid, call): known.get((pid, call), now) for call in doing}
+        stuck = [call for (_, call), since in seen.items() if now - since >= self.limit_of(call)]
+        for call in stuck:
+            seen[pid, call] = float("inf")
+        return stuck
 
 
 class Watch:
@@ -74,7 +68,7 @@ class Watch:
         loop: Where.
         limit: Seconds that one env's call may take.
         build_limit: Seconds that its construction may take.
-        stuck: Called with the worker's index, what it is doing, and the limit.
+        stuck: Called with the worker's index, what it is stuck in, and the limit.
     """
 
     def __init__(
@@ -82,7 +76,7 @@ class Watch:
         loop: asyncio.AbstractEventLoop,
         limit: float,
         build_limit: float,
-        stuck: Callable[[int, Doing, float], None],
+        stuck: Callable[[int, Sequence[Doing], float], None],
     ) -> None:
         self._loop = loop
         self._limit = limit
@@ -109,9 +103,9 @@ class Watch:
         self._next = None
         now = self._loop.time()
         for worker in workers:
-            doing = worker.doing if worker.alive else None
-            if self._sightings.see(worker.index, worker.pid, doing, now) and doing is not None:
-                self._stuck(worker.index, doing, self._sightings.limit_of(doing))
+            doing = worker.doing if worker.alive else ()
+            if stuck := self._sightings.see(worker.index, worker.pid, doing, now):
+                self._stuck(worker.index, stuck, self._sightings.limit_of(stuck[0]))
         if calls:
             self.begin(workers, calls)
 
@@ -119,10 +113,11 @@ class Watch:
 def end_stuck(
     loop: asyncio.AbstractEventLoop,
     worker: Worker,
-    doing: Doing | None,
     late: Sequence[int],
     command: str,
     seconds: float,
+    *,
+    has_begun: bool,
 ) -> None:
     """Kills a worker as soon as it has written down its stack.
 
@@ -132,10 +127,10 @@ def end_stuck(
     Args:
         loop: The running loop.
         worker: Whose.
-        doing: What it is stuck in; `None` if it is in no env, but has not started either.
         late: The envs that are named.
         command: What they do not end.
         seconds: The limit that has passed.
+        has_begun: Whether it is in an env, and not still before the first.
     """
     deadline = loop.time() + _STACK_SECONDS
     worker.is_condemned = True
@@ -144,7 +139,7 @@ def end_stuck(
         if not worker.alive:  # closed, or it has ended by itself
             return
         now = worker.stack_nbytes
-        if doing is None or (now > 0 and now == written) or loop.time() > deadline:
+        if not has_begun or (now > 0 and now == written) or loop.time() > deadline:
             stack = worker.stack
             worker.kill_as(
                 EnvTimeoutError(late, command, seconds, lost_env_ids=worker.env_ids, pid=worker.pid, stack=stack)
@@ -152,6 +147,6 @@ def end_stuck(
         else:
             loop.call_later(_STACK_INTERVAL_SECONDS, kill_when_written, now)
 
-    if doing is not None:  # before its first env it may not have set up faulthandler: SIGUSR1 would just end it
+    if has_begun:  # before its first env it may not have set up faulthandler: SIGUSR1 would just end it
         worker.ask_stack()
     kill_when_written(0)

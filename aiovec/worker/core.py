@@ -6,7 +6,7 @@ The same object serves behind a socket in a process of its own, and in the paren
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiovec.exchange.actions import ActionReader
@@ -23,8 +23,9 @@ from aiovec.exchange.messages import (
 )
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.step_each import StepEachRequest
-from aiovec.worker.host import Capture, EnvHost
+from aiovec.worker.host import Capture, EnvHost, Work
 from aiovec.worker.rows import RowWriter
+from aiovec.worker.turns import Doing
 
 __all__ = ["WorkerCore"]
 
@@ -38,9 +39,7 @@ class WorkerCore:
         doing: See `EnvHost`.
     """
 
-    def __init__(
-        self, capture: Capture, slab: Callable[[Geometry], Slab], doing: MutableSequence[int] | memoryview
-    ) -> None:
+    def __init__(self, capture: Capture, slab: Callable[[Geometry], Slab], doing: Doing) -> None:
         self._capture = capture
         self._doing = doing
         self._make_slab = slab
@@ -62,15 +61,17 @@ class WorkerCore:
         """The envs of this worker; none before `build` was asked."""
         return self._host.env_ids if self._host is not None else range(0)
 
-    def build(self, request: BuildRequest) -> BuildReply:
+    def build(self, request: BuildRequest) -> Work[BuildReply]:
         """Builds the envs."""
         self._host = EnvHost(request, self._capture, self._doing)
-        return self._host.build()
+        return self._host.building()
 
-    def rebuild(self, request: BuildRequest, delay: float, lost: Sequence[int]) -> None:
+    def rebuild(
+        self, request: BuildRequest, delay: float, lost: Sequence[int], asynchronous: Sequence[int]
+    ) -> Work[None]:
         """Builds the envs in place of a worker that died; see `RebuildRequest`."""
         self._host = EnvHost(request, self._capture, self._doing)
-        self._host.rebuild(delay, lost)
+        return self._host.rebuilding(delay, lost, asynchronous)
 
     def map(self, request: MapRequest) -> Slab:
         """Maps the slab and prepares the views that every step uses."""
@@ -89,36 +90,41 @@ class WorkerCore:
         return self._slab
 
     def step(self, buffer: int, actions: Sequence[Any] | None) -> BatchReply | None:
-        """Steps every env, with actions from the slab unless they are given."""
+        """Steps every env, with actions from the slab unless they are given, in this thread."""
         assert self._actions is not None  # noqa: S101
         return self.host.step(self._actions.rows() if actions is None else actions, self._writer(buffer))
+
+    def stepping(self, buffer: int, actions: Sequence[Any] | None) -> Work[BatchReply | None]:
+        """The same, of envs that do not wait for each other."""
+        assert self._actions is not None  # noqa: S101
+        return self.host.stepping(self._actions.rows() if actions is None else actions, self._writer(buffer))
 
     def actions_of(self, request: StepEachRequest) -> Sequence[Any]:
         """The actions of a request, from the slab unless they are given."""
         assert self._actions is not None  # noqa: S101
         return self._actions.rows_of(request.rows) if request.actions is None else request.actions
 
-    def step_one(self, buffer: int, row: int, action: Any, autoreset: bool) -> BatchReply | None:
+    def stepping_one(self, buffer: int, row: int, action: Any, autoreset: bool) -> Work[BatchReply | None]:
         """Steps one env."""
-        return self.host.step_one(row, action, self._writer(buffer), autoreset)
+        return self.host.stepping_one(row, action, self._writer(buffer), autoreset)
 
-    def reset(self, buffer: int, request: ResetRequest) -> BatchReply | None:
+    def resetting(self, buffer: int, request: ResetRequest) -> Work[BatchReply | None]:
         """Resets some envs."""
-        return self.host.reset(request, self._writer(buffer))
+        return self.host.resetting(request, self._writer(buffer))
 
-    def call(self, request: CallRequest) -> CallReply:
+    def calling(self, request: CallRequest) -> Work[CallReply]:
         """Calls a method of some envs."""
-        return self.host.call(request)
+        return self.host.calling(request)
 
-    def set_attr(self, request: SetAttrRequest) -> CallReply:
+    def setting(self, request: SetAttrRequest) -> Work[CallReply]:
         """Sets an attribute of some envs."""
-        return self.host.set_attr(request)
+        return self.host.setting(request)
 
-    def close(self) -> CallReply:
+    def closing(self) -> Work[CallReply]:
         """Closes the envs that were built."""
         self._slab = self._actions = None
         self._writers.clear()
-        return self._host.close() if self._host is not None else CallReply([], [])
+        return self._host.closing() if self._host is not None else Work([], lambda: CallReply([], []))
 
     def answered_by(self, request: ResetRequest) -> Sequence[int]:
         """The envs that the answer to a reset is about."""

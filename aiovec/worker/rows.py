@@ -76,8 +76,8 @@ class RowWriter:
             return self._write_outcomes_by_row(rewards, terminations, truncations)
         return {}
 
-    def write_outcome(self, row: int, reward: Any, terminated: Any, truncated: Any) -> InvalidEnvResultError | None:
-        """Writes those of one row; what is wrong with them, if anything is."""
+    def set_outcome(self, row: int, reward: Any, terminated: Any, truncated: Any) -> None:
+        """Writes those of one row; raises `InvalidEnvResultError`."""
         for what, array, value in (
             ("reward", self._rows.rewards, reward),
             ("terminated", self._rows.terminations, terminated),
@@ -87,8 +87,13 @@ class RowWriter:
                 array[row] = value
             except (TypeError, ValueError):
                 expected = f"a scalar that fits {array.dtype}"
-                return InvalidEnvResultError(self._env_ids[row], what, expected, _describe(value))
-        return None
+                raise InvalidEnvResultError(self._env_ids[row], what, expected, _describe(value)) from None
+
+    def set_observation(self, row: int, observation: Any) -> None:
+        """Writes one observation; raises `InvalidEnvResultError`, and then the row holds nothing."""
+        errors = self.write_some([row], [observation])
+        if errors:
+            raise errors[row]
 
     def has_ended(self, row: int) -> bool:
         """Whether the last written outcome of a row ends an episode."""
@@ -99,7 +104,9 @@ class RowWriter:
     ) -> dict[int, InvalidEnvResultError]:
         errors: dict[int, InvalidEnvResultError] = {}
         for row, outcome in enumerate(zip(rewards, terminations, truncations, strict=True)):
-            if (error := self.write_outcome(row, *outcome)) is not None:
+            try:
+                self.set_outcome(row, *outcome)
+            except InvalidEnvResultError as error:
                 errors[row] = error
         return errors
 

@@ -1,18 +1,24 @@
-"""Serves requests from a blocking socket, one after the other, in a process of its own.
+"""Serves requests from a blocking socket, in a process of its own.
 
-A worker has no event loop, so that an env may run one. Between two requests it looks for the next some 100
-microseconds before it sleeps: on a virtual machine a core that sleeps takes 25-50 µs to wake, which with 64
-CartPole is a quarter of a step. It yields its core at every look and stops looking where that does not pay.
+One after the other in the main thread, which has no event loop, so that an env may run one. Where a worker holds async
+envs, or shares its envs out to threads, another thread reads the requests, and the main thread is one of the lanes.
+
+Between two requests the main thread looks for the next some 100 microseconds before it sleeps: on a virtual machine a
+core that sleeps takes 25-50 µs to wake, which with 64 CartPole is a quarter of a step. It yields its core at every
+look and stops looking where that does not pay.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import select
 import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from aiovec.exchange import pickles, replies, step_each
 from aiovec.exchange.black_box import open_black_box
@@ -26,17 +32,22 @@ from aiovec.exchange.messages import (
     CallRequest,
     RebuildRequest,
     ResetRequest,
+    SetAttrRequest,
 )
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.tally import take_last
 from aiovec.worker.core import WorkerCore
+from aiovec.worker.host import Work
+from aiovec.worker.lanes import Lanes, ThreadLane
 from aiovec.worker.travel import dumps_batch_reply, dumps_call_reply
 
 __all__ = ["serve"]
 
 _LOOK_SECONDS = 250e-6  # the parent comes back within 30-100 µs, and the slowest worker keeps the others waiting
 _MOST_SKIPPED = 63  # waits without a look after many that did not pay
+
+_Reply = TypeVar("_Reply")
 
 
 def serve(connection: socket.socket, slab_fd: int, tally_fd: int, black_box_fd: int, look_again: bool) -> None:
@@ -57,96 +68,210 @@ class _Server:
         self, connection: socket.socket, slab_fd: int, tally_fd: int, black_box_fd: int, look_again: bool
     ) -> None:
         self._connection = connection
+        self._sending = threading.Lock()
         self._tally_fd = tally_fd
         self._look_again = _LookAgain(connection) if look_again else None
-        doing = open_black_box(black_box_fd)
-        self._core = WorkerCore(self._capture, lambda geometry: self._attach(geometry, slab_fd), doing)
+        self._black_box = open_black_box(black_box_fd)
+        self._core = WorkerCore(
+            self._capture, lambda geometry: self._attach(geometry, slab_fd), self._black_box.doing(0)
+        )
         self._reply_area: ReplyArea | None = None
+        self._lanes: Lanes | None = None  # without any, all is done in this thread
+        self._main_lane = ThreadLane(self._black_box.doing(0))
+        self._thread_lanes = [self._main_lane]
+        self._cancel: Callable[[Sequence[int], bool], None] = lambda _rows, _everything: None
         self._shared = True
         self._closing = False
         self._traceback_locals = False
-        self._handlers: dict[int, Callable[[Frame], bytes | None]] = {
+        self._handlers: dict[int, Callable[[Frame], None]] = {
             FrameKind.STEP_TOGETHER: self._step,
             FrameKind.STEP: self._step,
+            FrameKind.STEP_EACH: self._step_each,
             FrameKind.RESET: self._reset,
             FrameKind.CALL: self._call,
             FrameKind.SET_ATTR: self._set_attr,
             FrameKind.BUILD: self._build,
             FrameKind.REBUILD: self._rebuild,
             FrameKind.MAP: self._map,
+            FrameKind.ECHO: self._echo,
             FrameKind.CLOSE: self._close,
         }
 
     def run(self) -> None:
+        frames = self._frames()
+        for frame in frames:
+            self._handle(frame)
+            if self._lanes is not None:
+                threading.Thread(target=self._run_rest, args=(frames,), name="aiovec-requests", daemon=True).start()
+                self._main_lane.run()
+                return
+            if self._closing:
+                return
+        self._core.closing().do(self._black_box.doing(0))  # the parent closed its end without a word
+
+    def _run_rest(self, frames: Iterator[Frame]) -> None:
+        """The same in a thread, beside the lanes."""
+        try:
+            for frame in frames:
+                self._handle(frame)
+                if self._closing:
+                    return
+        except ConnectionError:
+            pass  # the parent is gone, or has closed its end
+        assert self._lanes is not None  # noqa: S101
+        self._cancel(range(len(self._core.env_ids)), True)
+        self._lanes.do(self._core.closing().turns, self._main_lane.stop, may_be_cancelled=False)
+
+    def _frames(self) -> Iterator[Frame]:
         connection, reader = self._connection, FrameReader()
-        while not self._closing:
-            if self._look_again is not None and not reader.partial:
+        while True:
+            if self._look_again is not None and self._lanes is None and not reader.partial:
                 self._look_again()
             received = connection.recv_into(reader.space())
-            if not received:  # the parent closed its end without a word
-                self._core.close()
+            if not received:
                 return
             reader.received(received)
-            for frame in reader.frames():
-                self._answer(frame)
+            yield from reader.frames()
 
-    def _answer(self, frame: Frame) -> None:
-        if frame.kind == FrameKind.ECHO:
-            self._connection.sendall(pack_header(FrameKind.ECHO, frame.seq))
-            return
-        if frame.kind == FrameKind.STEP_EACH:
-            self._step_each(frame)
-            return
+    def _handle(self, frame: Frame) -> None:
         try:
-            reply = self._handlers[frame.kind](frame)
+            self._handlers[frame.kind](frame)
+        except ConnectionError:
+            raise
         except Exception as exception:  # noqa: BLE001  a request that cannot be unpickled here, above all
-            reply = self._refuse(frame, exception, self._core.env_ids)
-        if frame.kind == FrameKind.STEP_TOGETHER:
-            self._answer_together(frame.seq, reply or b"")
-        else:
-            self._reply(frame.seq, reply)
+            self._refuse(frame, exception, self._core.env_ids)
 
-    def _reply(self, seq: int, reply: bytes | None) -> None:
-        header = pack_header(FrameKind.REPLY, seq) if not reply else pack_frame(FrameKind.REPLY, seq, 0, reply)
-        self._connection.sendall(header)
+    def _do(
+        self, frame: Frame, work: Work[_Reply], answer: Callable[[_Reply], None], may_be_cancelled: bool = False
+    ) -> None:
+        """Does what a request asks, here or in the lanes."""
+        if self._lanes is None:
+            answer(work.do(self._black_box.doing(0)))
+        else:
+            self._lanes.do(work.turns, lambda: self._finish(frame, work, answer), may_be_cancelled)
+
+    def _finish(self, frame: Frame, work: Work[_Reply], answer: Callable[[_Reply], None]) -> None:
+        """The last turn of a request has ended, in whichever thread this is."""
+        try:
+            answer(work.reply())
+        except ConnectionError:
+            pass  # the parent is gone, and ends us
+        except Exception as exception:  # noqa: BLE001  what an env gave has surprised us
+            self._refuse(frame, exception, self._core.env_ids)
+
+    # ---- answers
+
+    def _send(self, frame: bytes) -> None:
+        with self._sending:
+            self._connection.sendall(frame)
+
+    def _answer(self, seq: int, reply: bytes | None) -> None:
+        self._send(pack_header(FrameKind.REPLY, seq) if not reply else pack_frame(FrameKind.REPLY, seq, 0, reply))
 
     def _answer_together(self, seq: int, reply: bytes) -> None:
         assert self._reply_area is not None  # noqa: S101  mapped before the first step
         if not self._reply_area.leave(seq, reply):
-            self._connection.sendall(pack_frame(FrameKind.REPLY, seq, 0, reply))
+            self._send(pack_frame(FrameKind.REPLY, seq, 0, reply))
         # Behind the reply: whoever hears that all are done must find the replies of all.
         if take_last(self._tally_fd):
-            self._connection.sendall(pack_header(FrameKind.ALL_DONE, seq))
+            self._send(pack_header(FrameKind.ALL_DONE, seq))
 
-    def _refuse(self, frame: Frame, exception: Exception, env_ids: Sequence[int]) -> bytes:
-        """The answer to a request that failed as a whole: these envs failed in it."""
+    def _answer_batch(self, frame: Frame, reply: BatchReply | None, answered: Sequence[int], command: str) -> None:
+        """Answers a step or a reset of these envs."""
+        data: bytes | None = None
+        if reply is not None or not self._shared:
+            try:
+                reply = reply or BatchReply({})
+                if not self._shared:
+                    reply = reply._replace(arrays=self._core.rows(frame.buffer, answered))
+                data = dumps_batch_reply(reply, answered, command, self._capture_on_the_way)
+            except Exception as exception:  # noqa: BLE001  what an env gave has surprised us
+                data = self._refusal(frame, exception, answered)
+        if frame.kind == FrameKind.STEP_TOGETHER:
+            self._answer_together(frame.seq, data or b"")
+        else:
+            self._answer(frame.seq, data)
+
+    def _refuse(self, frame: Frame, exception: Exception, env_ids: Sequence[int]) -> None:
+        """Answers a request that failed as a whole: these envs failed in it."""
+        data = self._refusal(frame, exception, env_ids)
+        if frame.kind == FrameKind.STEP_TOGETHER:
+            self._answer_together(frame.seq, data)
+        else:
+            self._answer(frame.seq, data)
+
+    def _refusal(self, frame: Frame, exception: Exception, env_ids: Sequence[int]) -> bytes:
         command = FrameKind(frame.kind).name.lower()
         exception.add_note("the worker could not read the request, or could not pickle its answer")
         failures = [self._capture(exception, env_index, command) for env_index in env_ids]
         if frame.kind == FrameKind.BUILD:
-            return replies.dumps(BuildReply([], {}, None, failures))
+            return replies.dumps(BuildReply([], {}, None, [], failures))
         if frame.kind in (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.STEP_EACH, FrameKind.RESET):
             return replies.dumps(BatchReply({}, failures=failures))
         return replies.dumps(CallReply([], failures))
 
-    def _build(self, frame: Frame) -> bytes:
-        return replies.dumps(self._core.build(self._build_request(frame.payload)))
+    # ---- requests
+
+    def _build(self, frame: Frame) -> None:
+        request = self._build_request(frame.payload)
+        if request.num_threads > 1:
+            self._open_lanes(request, ())
+        self._do(frame, self._core.build(request), lambda reply: self._answer_build(frame, request, reply))
+
+    def _answer_build(self, frame: Frame, request: BuildRequest, reply: BuildReply) -> None:
+        if reply.failures:
+            self._do(frame, self._core.closing(), lambda _reply: self._answer(frame.seq, replies.dumps(reply)))
+            return
+        if reply.asynchronous:
+            self._open_lanes(request, reply.asynchronous)
+        self._answer(frame.seq, replies.dumps(reply))
+
+    def _rebuild(self, frame: Frame) -> None:
+        request: RebuildRequest = pickles.loads(frame.payload)
+        build = self._build_request(request.build)
+        if build.num_threads > 1 or request.asynchronous:
+            self._open_lanes(build, request.asynchronous)
+        work = self._core.rebuild(build, request.delay, request.lost, request.asynchronous)
+        self._do(frame, work, lambda _reply: self._answer(frame.seq, None))
 
     def _build_request(self, pickled: bytes | memoryview) -> BuildRequest:
         request: BuildRequest = pickles.loads(pickled)
         self._traceback_locals = request.traceback_locals
         return request
 
-    def _rebuild(self, frame: Frame) -> None:
-        request: RebuildRequest = pickles.loads(frame.payload)
-        self._core.rebuild(self._build_request(request.build), request.delay, request.lost)
+    def _open_lanes(self, request: BuildRequest, asynchronous: Sequence[int]) -> None:
+        """Shares the envs out: the main thread is one of the threads, async envs have a loop in another."""
+        if self._lanes is None:
+            others = [ThreadLane(self._black_box.doing(number)) for number in range(1, request.num_threads)]
+            for lane in others:
+                lane.start()
+            self._thread_lanes += others
+        by_row: dict[int, Any] = {}
+        if asynchronous:
+            from aiovec.worker.async_lane import AsyncLane, start_loop  # noqa: PLC0415  asyncio: few workers need it
 
-    def _step(self, frame: Frame) -> bytes | None:
+            doing, overstaying = self._black_box.doing(-2), self._black_box.doing(-1)
+            async_lane = AsyncLane(
+                start_loop(), request.env_ids, request.step_timeout, request.close_grace, doing, overstaying
+            )
+            by_row = dict.fromkeys(asynchronous, async_lane)
+            self._cancel = lambda rows, everything: async_lane.cancel(
+                [row for row in rows if row in by_row], everything=everything
+            )
+        self._lanes = Lanes([*self._thread_lanes], by_row)
+
+    def _step(self, frame: Frame) -> None:
         actions = pickles.loads(frame.payload) if frame.payload else None
-        reply = self._core.step(frame.buffer, actions)
-        if reply is None and self._shared:
-            return None
-        return self._batch(reply, frame.buffer, self._core.env_ids, "step")
+        if self._lanes is None:
+            reply = self._core.step(frame.buffer, actions)
+            self._answer_batch(frame, reply, self._core.env_ids, "step")
+            return
+        self._do(
+            frame,
+            self._core.stepping(frame.buffer, actions),
+            lambda reply: self._answer_batch(frame, reply, self._core.env_ids, "step"),
+            may_be_cancelled=True,
+        )
 
     def _step_each(self, frame: Frame) -> None:
         request, pickled_actions = step_each.loads(frame.payload)
@@ -156,38 +281,45 @@ class _Server:
                 request = request._replace(actions=pickles.loads(pickled_actions))
             actions = self._core.actions_of(request)
         except Exception as exception:  # noqa: BLE001  what a user gave may not load here
-            for position, env_index in enumerate(env_ids):
-                self._reply(frame.seq + position, self._refuse(frame, exception, [env_index]))
+            for seq, env_index in enumerate(env_ids, frame.seq):
+                self._answer(seq, self._refusal(frame, exception, [env_index]))
             return
-        for position, (row, action) in enumerate(zip(request.rows, actions, strict=True)):
-            try:
-                reply = self._core.step_one(frame.buffer, row, action, request.autoreset)
-                say_nothing = reply is None and self._shared
-                data = None if say_nothing else self._batch(reply, frame.buffer, [env_ids[position]], "step")
-            except Exception as exception:  # noqa: BLE001  its answer cannot be pickled
-                data = self._refuse(frame, exception, [env_ids[position]])
-            self._reply(frame.seq + position, data)
+        for seq, (row, env_index, action) in enumerate(zip(request.rows, env_ids, actions, strict=True), frame.seq):
+            work = self._core.stepping_one(frame.buffer, row, action, request.autoreset)
+            own = frame._replace(seq=seq)
+            answer = functools.partial(self._answer_batch, own, answered=[env_index], command="step")
+            self._do(own, work, answer, may_be_cancelled=True)
 
-    def _reset(self, frame: Frame) -> bytes | None:
+    def _reset(self, frame: Frame) -> None:
         request: ResetRequest = pickles.loads(frame.payload)
-        reply = self._core.reset(frame.buffer, request)
-        if reply is None and self._shared:
-            return None
-        return self._batch(reply, frame.buffer, self._core.answered_by(request), "reset")
+        rows = range(len(self._core.env_ids)) if request.rows is None else request.rows
+        self._cancel(rows, False)  # what is owed to these is not asked for any more
+        answered = self._core.answered_by(request)
+        self._do(
+            frame,
+            self._core.resetting(frame.buffer, request),
+            lambda reply: self._answer_batch(frame, reply, answered, "reset"),
+            may_be_cancelled=True,
+        )
 
-    def _batch(self, reply: BatchReply | None, buffer: int, answered: Sequence[int], command: str) -> bytes:
-        reply = reply or BatchReply({})
-        if not self._shared:
-            reply = reply._replace(arrays=self._core.rows(buffer, answered))
-        return dumps_batch_reply(reply, answered, command, self._capture_on_the_way)
-
-    def _call(self, frame: Frame) -> bytes:
+    def _call(self, frame: Frame) -> None:
         request: CallRequest = pickles.loads(frame.payload)
         asked = self._core.ids_of(request.rows)
-        return dumps_call_reply(self._core.call(request), asked, request.name, self._capture)
+        self._do(
+            frame,
+            self._core.calling(request),
+            lambda reply: self._answer(frame.seq, dumps_call_reply(reply, asked, request.name, self._capture)),
+        )
 
-    def _set_attr(self, frame: Frame) -> bytes:
-        return replies.dumps(self._core.set_attr(pickles.loads(frame.payload)))
+    def _set_attr(self, frame: Frame) -> None:
+        request: SetAttrRequest = pickles.loads(frame.payload)
+        self._do(frame, self._core.setting(request), lambda reply: self._answer(frame.seq, replies.dumps(reply)))
+
+    def _echo(self, frame: Frame) -> None:
+        """Answers behind whatever was asked before."""
+        turns = [(row, _no_turn()) for row in range(len(self._core.env_ids))]
+        echo = pack_header(FrameKind.ECHO, frame.seq)
+        self._do(frame, Work(turns, lambda: None), lambda _reply: self._send(echo))
 
     def _map(self, frame: Frame) -> None:
         request = pickles.loads(frame.payload)
@@ -196,10 +328,17 @@ class _Server:
         if request.num_workers:
             self._reply_area = slab.reply_area(request.worker_index)
         gc.freeze()  # what is there now stays: the collector need not walk through it again and again
+        self._answer(frame.seq, None)
 
-    def _close(self, _frame: Frame) -> bytes:
+    def _close(self, frame: Frame) -> None:
         self._closing = True
-        return replies.dumps(self._core.close())
+        self._cancel(range(len(self._core.env_ids)), True)
+
+        def answer(reply: CallReply) -> None:
+            self._answer(frame.seq, replies.dumps(reply))
+            self._main_lane.stop()
+
+        self._do(frame, self._core.closing(), answer)
 
     def _attach(self, geometry: Geometry, slab_fd: int) -> Slab:
         slab = Slab.attach(geometry, slab_fd)
@@ -212,6 +351,10 @@ class _Server:
 
     def _capture(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
         return capture(exception, env_index, os.getpid(), command, self._traceback_locals)
+
+
+def _no_turn() -> Any:
+    yield from ()
 
 
 class _LookAgain:

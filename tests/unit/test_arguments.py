@@ -27,6 +27,7 @@ def plan(**changed: Any) -> StartPlan:
     arguments: dict[str, Any] = {
         "env_fns": [env_fn] * 3,
         "num_workers": 2,
+        "threads_per_worker": 1,
         "shared_memory": True,
         "copy": None,
         "observation_mode": "same",
@@ -55,6 +56,9 @@ def plan(**changed: Any) -> StartPlan:
         ("num_workers", 1.5, ValueError, "num_workers=1.5"),
         ("num_workers", True, ValueError, "num_workers=True"),
         ("num_workers", "2", ValueError, "num_workers='2'"),
+        ("threads_per_worker", 0, ValueError, "threads_per_worker=0"),
+        ("threads_per_worker", 1.5, ValueError, "threads_per_worker=1.5"),
+        ("threads_per_worker", 1000, ValueError, "threads_per_worker=1000: expected a number of threads, 1 to 254"),
         ("observation_mode", "similar", ValueError, "observation_mode='similar'"),
         ("observation_mode", None, ValueError, "observation_mode=None"),
         ("observation_mode", (BOX,), TypeError, "a pair"),

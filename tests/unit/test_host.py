@@ -40,7 +40,7 @@ class Hosted:
     ) -> None:
         self.ids = range(first, first + len(env_fns))
         self.host = EnvHost(BuildRequest(self.ids, tuple(env_fns), mode), capture, [IDLE, 0])
-        built = self.host.build()
+        built = self.host.building().do([IDLE, 0])
         assert not built.failures
         self.layout = Layout(built.spaces[0].observation_space)
         slab = Slab.private(Geometry(len(env_fns), 1, self.layout, Layout(built.spaces[0].action_space)))
@@ -58,7 +58,7 @@ class Hosted:
         """Some rows, or all."""
         count = len(self.ids) if rows is None else len(rows)
         request = ResetRequest(rows, seeds or [None] * count, options, whole_batch)
-        return self.host.reset(request, self.writer) or BatchReply({})
+        return self.host.resetting(request, self.writer).do([IDLE, 0]) or BatchReply({})
 
     def step(self, actions: Any = None) -> BatchReply:
         """All envs, with zeros unless told otherwise."""
@@ -113,7 +113,7 @@ def three(mode: AutoresetMode = AutoresetMode.NEXT_STEP, lengths: Sequence[int] 
     """Three scripted envs, reset, and the envs themselves."""
     hosted = Hosted([functools.partial(Scripted, length, i) for i, length in enumerate(lengths)], mode)
     assert not hosted.reset().failures
-    return hosted, hosted.host.envs
+    return hosted, hosted.host.rows.envs
 
 
 def raises(exception: BaseException) -> Callable[..., Any]:
@@ -149,7 +149,7 @@ def test_trajectories_equal_gymnasium(mode: AutoresetMode, lengths: list[int]) -
             hosted.reset(np.flatnonzero(ended).tolist(), whole_batch=True)
             expected_observations, _ = reference.reset(options={"reset_mask": ended})
             assert same(hosted.batch()[0], expected_observations)
-    assert [env.actions for env in hosted.host.envs] == [env.actions for env in reference.envs]  # type: ignore[attr-defined]
+    assert [env.actions for env in hosted.host.rows.envs] == [env.actions for env in reference.envs]  # type: ignore[attr-defined]
 
 
 def test_a_step_without_infos_has_nothing_to_say() -> None:
@@ -158,7 +158,7 @@ def test_a_step_without_infos_has_nothing_to_say() -> None:
     for env in envs:
         env.on_step = lambda result: (*result[:4], {})
     assert hosted.host.step([0, 0, 0], hosted.writer) is None
-    assert hosted.host.reset(ResetRequest(None, [None] * 3, None, False), hosted.writer) is None
+    assert hosted.host.resetting(ResetRequest(None, [None] * 3, None, False), hosted.writer).do([IDLE, 0]) is None
 
 
 def test_same_step_keeps_the_terminal_observation_of_an_array_that_is_reused() -> None:
@@ -392,8 +392,8 @@ def test_a_next_step_reset_that_raises_is_done_by_the_users() -> None:
 # ---- build
 
 
-def test_every_failed_construction_is_told_and_the_rest_closed() -> None:
-    """One that raises, one that is no env, one that cannot be loaded."""
+def test_every_failed_construction_is_told() -> None:
+    """One that raises, one that is no env, one that cannot be loaded; the rest can be closed."""
     made: list[Scripted] = []
 
     def good() -> Scripted:
@@ -402,13 +402,14 @@ def test_every_failed_construction_is_told_and_the_rest_closed() -> None:
 
     makers = (good, raises(ValueError("x")), lambda: "no env", b"no pickle", good)
     host = EnvHost(BuildRequest(range(2, 7), makers, AutoresetMode.NEXT_STEP), capture, [IDLE, 0])  # type: ignore[arg-type]
-    reply = host.build()
+    reply = host.building().do([IDLE, 0])
     assert failed(reply) == {3: "ValueError", 4: "TypeError", 5: "UnpicklingError"}
     assert {record.command for record in reply.failures} == {"build"}
-    assert "env_fns[4] returned 'no env', which is not a gymnasium.Env" in str(reply.failures[1].exception)
+    assert "env_fns[4] returned 'no env' (str), which is not a gymnasium.Env" in str(reply.failures[1].exception)
     assert reply.spaces == []
+    assert host.closing().do([IDLE, 0]).failures == []
     assert [env.closed for env in made] == [True, True]
-    assert repr(host) == "<EnvHost envs=2-6 built=0>"
+    assert repr(host) == "<EnvHost envs=2-6>"
 
 
 def test_build_tells_distinct_spaces_once() -> None:
@@ -423,7 +424,9 @@ def test_build_tells_distinct_spaces_once() -> None:
             self.observation_space = spaces.Box(0, 1, (9,))
 
     makers = (pickles.dumps_to_worker(Wide), Counter, Wide, Counter)
-    reply = EnvHost(BuildRequest(range(4), makers, AutoresetMode.NEXT_STEP), capture, [IDLE, 0]).build()
+    reply = (
+        EnvHost(BuildRequest(range(4), makers, AutoresetMode.NEXT_STEP), capture, [IDLE, 0]).building().do([IDLE, 0])
+    )
     assert [fact.env_ids for fact in reply.spaces] == [[0, 2], [1, 3]]
     assert reply.metadata == {"render_modes": ["ansi"]}
     assert reply.render_mode == "ansi"
@@ -436,8 +439,8 @@ def test_build_tells_distinct_spaces_once() -> None:
 def test_calls_answer_in_the_order_asked() -> None:
     """Methods are called, attributes are given; through wrappers."""
     hosted = Hosted([lambda i=i: gym.wrappers.TimeLimit(Counter(offset=i), 9) for i in range(3)])  # type: ignore[misc]
-    assert hosted.host.call(CallRequest([2, 0], "offset", (), {})).results == [2, 0]
-    reply = hosted.host.call(CallRequest(None, "get_wrapper_attr", ("length",), {}))
+    assert hosted.host.calling(CallRequest([2, 0], "offset", (), {})).do([IDLE, 0]).results == [2, 0]
+    reply = hosted.host.calling(CallRequest(None, "get_wrapper_attr", ("length",), {})).do([IDLE, 0])
     assert reply.results == [5, 5, 5]
     assert reply.failures == []
 
@@ -446,19 +449,19 @@ def test_a_call_that_raises_fails_its_env_alone() -> None:
     """The others were called; the command is named."""
     hosted, envs = three()
     envs[0].probe = envs[2].probe = lambda value: value + 1
-    reply = hosted.host.call(CallRequest(None, "probe", (1,), {}))
+    reply = hosted.host.calling(CallRequest(None, "probe", (1,), {})).do([IDLE, 0])
     assert failed(reply) == {5: "AttributeError"}
     assert reply.failures[0].command == "call('probe')"
     assert reply.results == [2, None, 2]
     envs[1].render = raises(ValueError("x"))
-    reply = hosted.host.call(CallRequest([1], "render", (), {}))
+    reply = hosted.host.calling(CallRequest([1], "render", (), {})).do([IDLE, 0])
     assert [record.command for record in reply.failures] == ["render"]
 
 
 def test_attributes_are_set_env_by_env() -> None:
     """A value each, in the order of the rows."""
     hosted, envs = three()
-    reply = hosted.host.set_attr(SetAttrRequest([2, 0], "length", [20, 10]))
+    reply = hosted.host.setting(SetAttrRequest([2, 0], "length", [20, 10])).do([IDLE, 0])
     assert reply.failures == []
     assert [env.length for env in envs] == [10, 5, 20]
 
@@ -472,7 +475,7 @@ def test_a_step_that_was_set_is_used() -> None:
 
     for value in (1, 2, 3):
         step = functools.partial(constant, value)
-        hosted.host.set_attr(SetAttrRequest([0], "step", [step]))
+        hosted.host.setting(SetAttrRequest([0], "step", [step])).do([IDLE, 0])
         hosted.step()
         assert hosted.rows.observations[0][0].tolist() == [value] * 3
     assert envs[2].episodes == 2  # its autoreset was in the second of three steps
@@ -483,11 +486,11 @@ def test_close_closes_all_and_tells_who_failed() -> None:
     hosted, envs = three()
     envs = list(envs)
     envs[0].on_close = raises(OSError("device gone"))
-    reply = hosted.host.close()
+    reply = hosted.host.closing().do([IDLE, 0])
     assert failed(reply) == {4: "OSError"}
     assert reply.failures[0].command == "close"
     assert [env.closed for env in envs] == [True] * 3
-    assert hosted.host.close().failures == []
+    assert hosted.host.closing().do([IDLE, 0]).failures == []
 
 
 # ---- leaves without a fixed size

@@ -1,0 +1,84 @@
+"""A turn: what one request asks of one env, without the waiting.
+
+It is a generator that yields each call of the env, and is sent what that returned, or thrown what it raised. So envs
+whose methods return and envs whose methods are awaited share one description (`worker.envs`). Who drives a turn waits,
+or awaits (`worker.async_lane`), and writes down which env is called, for the case that it never returns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, MutableSequence
+from typing import Any, NamedTuple, TypeVar
+
+from aiovec.exchange.black_box import IDLE, Phase, doing_code
+
+__all__ = ["Doing", "EnvCall", "Outcome", "Pause", "Turn", "drive"]
+
+_Result = TypeVar("_Result")
+
+Doing = MutableSequence[int] | memoryview  # two integers: see `exchange.black_box`
+
+
+class EnvCall(NamedTuple):
+    """A call of an env.
+
+    Attributes:
+        phase: What it is asked for.
+        function: Calls it.
+    """
+
+    phase: Phase
+    function: Callable[[], Any]
+
+
+class Pause:
+    """Waits between two attempts, as the call of an env.
+
+    Args:
+        seconds: How long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self) -> None:
+        time.sleep(self.seconds)
+
+
+Turn = Generator[EnvCall, Any, _Result]
+
+
+class Outcome:
+    """What the turns of one request have given, beside the rows.
+
+    Attributes:
+        infos: The infos that are not empty, by row, in the order of their turns.
+        entries: What `SAME_STEP` says of the last step of an episode, by env index.
+        errors: By row, what was raised.
+    """
+
+    def __init__(self) -> None:
+        self.infos: list[tuple[int, dict[str, Any]]] = []
+        self.entries: list[tuple[int, dict[str, Any]]] = []
+        self.errors: dict[int, BaseException] = {}
+
+
+def drive(turn: Turn[_Result], row: int, doing: Doing) -> _Result:
+    """Drives a turn to its end, in this thread; `doing` says so while the env is called."""
+    try:
+        phase, function = next(turn)
+        while True:
+            doing[1] += 1
+            doing[0] = doing_code(row, phase)
+            try:
+                returned = function()
+            except BaseException as exception:  # noqa: BLE001  the turn decides
+                doing[0] = IDLE
+                phase, function = turn.throw(exception)
+            else:
+                doing[0] = IDLE
+                phase, function = turn.send(returned)
+    except StopIteration as stop:
+        result: _Result = stop.value
+        return result
