@@ -185,7 +185,9 @@ class Calls:
         if self.inbox:
             self._discard_rest([*self.inbox])  # all envs were idle
         kind = FrameKind.STEP_TOGETHER if self._together else FrameKind.STEP
-        return self.post(kind, "step", prepared, seq=seq, buffer=self._take_buffer())
+        call = self.post(kind, "step", prepared, seq=seq, buffer=self._take_buffer())
+        call.is_together = self._together
+        return call
 
     def post_reset(
         self,
@@ -423,9 +425,11 @@ class Calls:
                 self.states.break_(env_index, f"failed in {call.command}")
         if not call.missing:
             self._arrive(call)
-        elif call.mended is None and not call.deaths:
+            return
+        if call.mended is None and not call.deaths:
             for index in call.payloads:
                 self._arrive_of(call, index)
+        self._ask_apart(call)
 
     def _arrive(self, call: PendingCall) -> None:
         """An owed call is complete."""
@@ -588,8 +592,13 @@ class Calls:
         for call in concerned:
             if not call.missing:
                 self._complete(call)
-            for other in call.missing - {index}:  # those that would have answered by the tally
-                self._workers[other].post(FrameKind.ECHO, call.seq, HOME, b"")
+            self._ask_apart(call, index)
+
+    def _ask_apart(self, call: PendingCall, dead: int | None = None) -> None:
+        """Workers that would answer a step by the tally, with the last of them, are to answer each for itself."""
+        if call.is_together:
+            for index in call.missing - {dead}:
+                self._workers[index].post(FrameKind.ECHO, call.seq, HOME, b"")
 
     def replaced(self, index: int) -> int:
         """Another worker has taken the place of one that died.

@@ -30,6 +30,7 @@ class PendingCall:
         future: Done when there is something to say to the task that waits; `None` where there never is one.
         is_abandoned: The task that waited is gone; the answer is owed.
         is_dropped: Nobody will ask for the answer.
+        is_together: Its workers answer by the tally: the last of them for all.
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class PendingCall:
         "is_abandoned",
         "is_batch",
         "is_dropped",
+        "is_together",
         "mended",
         "missing",
         "payloads",
@@ -71,6 +73,7 @@ class PendingCall:
         self.future: Answer | None = future
         self.is_abandoned: bool = False
         self.is_dropped: bool = False
+        self.is_together: bool = False
 
     def __repr__(self) -> str:
         return f"<PendingCall {self.seq} {self.command} missing={sorted(self.missing)} dropped={self.is_dropped}>"

@@ -685,7 +685,7 @@ async def test_a_failure_beside_a_death_in_one_step(gate: Gate) -> None:
         with pytest.raises(WorkerDied, match="env 0 .*during step"):
             await step
         assert envs._started is not None
-        assert [envs._started.pool.states.of(index).name for index in range(2)] == ["BROKEN", "BROKEN"]
+        assert [envs._started.pool.calls.states.of(index).name for index in range(2)] == ["BROKEN", "BROKEN"]
         observations, _ = await envs.reset(env_ids=[1])
         np.testing.assert_array_equal(observations, np.array([[1, 2, 0]], np.float32))
 
