@@ -45,6 +45,7 @@ if TYPE_CHECKING or not _is_worker:
         failures,
     )
     from aiovec.make import make_vec
+    from aiovec.statistics import PendingStatistics, VectorStatistics
     from aiovec.sub_env import SubEnv
     from aiovec.vector_env import AsyncVectorEnv
 
@@ -67,12 +68,14 @@ __all__ = [
     "InvalidObservationError",
     "NoAsyncCallError",
     "NotStartedError",
+    "PendingStatistics",
     "RemoteError",
     "ResetNeeded",
     "SlabMemoryError",
     "SpaceMismatchError",
     "StepBatch",
     "SubEnv",
+    "VectorStatistics",
     "WorkerDied",
     "WorkerStartError",
     "WrongLoopError",
@@ -86,7 +89,9 @@ _HOMES = {
     "Batcher": "aiovec.batcher",
     "BatcherStatistics": "aiovec.batcher",
     "StepBatch": "aiovec.batches",
+    "PendingStatistics": "aiovec.statistics",
     "SubEnv": "aiovec.sub_env",
+    "VectorStatistics": "aiovec.statistics",
     "make_vec": "aiovec.make",
 }
 

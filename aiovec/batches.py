@@ -14,6 +14,7 @@ from aiovec.arguments import ResetTargets, reset_targets
 from aiovec.errors import CrashLoopError, ResetNeeded
 from aiovec.exchange import infos as infos_
 from aiovec.exchange.actions import ActionWriter
+from aiovec.exchange.black_box import TIMES_PER_ROW
 from aiovec.exchange.failures import Failed, as_one_exception
 from aiovec.exchange.messages import BatchReply
 from aiovec.exchange.slab import Buffer
@@ -24,6 +25,7 @@ from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.restarts import GIVEN_UP
 from aiovec.pool.ring import HOME
 from aiovec.pool.start import Started
+from aiovec.statistics import VectorStatistics
 
 __all__ = ["Batches", "ResetResult", "StepBatch", "StepResult", "Transition"]
 
@@ -60,9 +62,12 @@ class Batches:
         num_envs: How many envs.
         copy: See `AsyncVectorEnv`.
         mode: The autoreset mode.
+        threads_per_worker: See `AsyncVectorEnv`.
     """
 
-    def __init__(self, started: Started, num_envs: int, copy: bool | None, mode: AutoresetMode) -> None:
+    def __init__(
+        self, started: Started, num_envs: int, copy: bool | None, mode: AutoresetMode, threads_per_worker: int
+    ) -> None:
         pool = started.pool
         assert pool.slab is not None  # noqa: S101
         assert pool.ring is not None  # noqa: S101
@@ -76,6 +81,8 @@ class Batches:
         self._ring = pool.ring
         self._buffers: list[Buffer] = [pool.slab.buffer(index) for index in range(geometry.num_buffers)]
         self._every_env = range(num_envs)
+        self._threads = threads_per_worker
+        self._num_steps = 0
         self._layout = geometry.observations
         self._is_lent_home = copy is False
         self._waits_for_reset = mode is AutoresetMode.DISABLED
@@ -142,6 +149,7 @@ class Batches:
             buffer.terminations.copy(),
             buffer.truncations.copy(),
         )
+        self._num_steps += len(self._every_env)
         if self._failed_rows is not None:
             self._failed_rows.keep(None, buffer, dynamic)
         return self._observations(call, dynamic), rewards, terminations, truncations, infos
@@ -289,6 +297,7 @@ class Batches:
         reward = float(buffer.rewards[env_index])
         terminated, truncated = bool(buffer.terminations[env_index]), bool(buffer.truncations[env_index])
         self.states.settle_one(env_index, terminated or truncated, self._waits_for_reset)
+        self._num_steps += 1
         return observation, reward, terminated, truncated, info
 
     # ---- of those that are ready
@@ -322,6 +331,7 @@ class Batches:
             raise _one_or_group("recv", [failure for failure in failures if failure is not None])
         batch = self._gather(list(by_call.values()), env_ids)
         self.states.take(env_ids, self._ended_of(batch))
+        self._num_steps += sum(call.command == "step" for _, call in chosen)
         self.calls.taken(env_ids)
         return batch
 
@@ -385,6 +395,31 @@ class Batches:
         for record in records:
             self.states.break_(record.env_index, f"failed in {record.command}")
         return as_one_exception(call.command, records)
+
+    # ---- what is told of it
+
+    def statistics(self) -> VectorStatistics:
+        """See `AsyncVectorEnv.statistics`."""
+        last: list[float] = []
+        mean: list[float] = []
+        for worker in self.pool.workers:
+            times = worker.times
+            for row in range(len(worker.env_ids)):
+                seconds, total, count = times[TIMES_PER_ROW * row + 1 : TIMES_PER_ROW * row + 4]
+                last.append(seconds)
+                mean.append(total / count if count else 0.0)
+        env_seconds, busy = self.pool.env_seconds(), self.calls.busy_seconds
+        mending = self.calls.mending
+        return VectorStatistics(
+            steps=self._num_steps,
+            env_seconds=env_seconds,
+            waiting_seconds=busy,
+            overhead=max(0.0, 1 - env_seconds / (busy * len(self.pool.workers) * self._threads)) if busy else 0.0,
+            env_last_seconds=tuple(last),
+            env_mean_seconds=tuple(mean),
+            pending=tuple(pending for _, pending in self.pool.pending()),
+            restarts=0 if mending is None else mending.restarts.total,
+        )
 
     # ---- rows
 

@@ -20,6 +20,7 @@ from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import CallReply, CallRequest, SetAttrRequest
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, Started, start
+from aiovec.statistics import VectorStatistics
 from aiovec.sub_env import SubEnv
 
 __all__ = ["AsyncVectorEnv"]
@@ -123,6 +124,7 @@ class AsyncVectorEnv:
         self._close_grace = close_grace
         self._loop: asyncio.AbstractEventLoop | None = None
         self._batches: Batches | None = None
+        self._slow_call_seconds = 10.0
         self._num_envs = len(self._plan.env_fns)
 
     # ---- what it is
@@ -180,6 +182,32 @@ class AsyncVectorEnv:
         """Of a batch of all envs."""
         return self._known("action_space").spaces.action_space
 
+    def statistics(self) -> VectorStatistics:
+        """What the vector has done so far, and what it is doing: to be printed, logged, or served as JSON.
+
+        Always on; it costs a step some 0.5 µs in each process.
+
+        Raises:
+            NotStartedError: Before the start.
+            ClosedEnvironmentError: After the end.
+        """
+        if self._closed:
+            raise ClosedEnvironmentError("statistics()")
+        if self._batches is None:
+            raise NotStartedError("statistics()")
+        return self._batches.statistics()
+
+    @property
+    def slow_call_seconds(self) -> float:
+        """A call that waits longer is logged once, by the logger ``aiovec``, with its envs; 10 unless it is set."""
+        return self._slow_call_seconds
+
+    @slow_call_seconds.setter
+    def slow_call_seconds(self, seconds: float) -> None:
+        self._slow_call_seconds = seconds
+        if self._started is not None:
+            self._started.pool.slow_call_seconds = seconds
+
     def _known(self, name: str) -> Started:
         if self._started is None:
             raise NotStartedError(name)
@@ -232,7 +260,9 @@ class AsyncVectorEnv:
         return self
 
     def _take(self, started: Started) -> None:
-        self._batches = Batches(started, self._num_envs, self._plan.copy, self._plan.autoreset_mode)
+        plan = self._plan
+        self._batches = Batches(started, self._num_envs, plan.copy, plan.autoreset_mode, plan.threads_per_worker)
+        started.pool.slow_call_seconds = self._slow_call_seconds
         self._started = started
 
     async def close(self, *, terminate: bool = False) -> None:

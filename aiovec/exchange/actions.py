@@ -74,6 +74,15 @@ class ActionWriter:
     def write_one(self, action: Any, env_index: int) -> Sequence[Any] | None:
         """The same for the action of one env, which has no axis for envs."""
         slab_arrays = self._slab_arrays
+        if self.layout.is_array and slab_arrays is not None:  # the usual case
+            array = slab_arrays[0]
+            if type(action) is int and array.ndim == 1 and array.dtype == np.int64 and -(1 << 63) <= action < 1 << 63:
+                array[env_index] = action
+                return None
+            is_array = isinstance(action, (np.ndarray, np.generic))
+            if is_array and action.dtype == array.dtype and action.shape == array.shape[1:]:
+                array[env_index] = action
+                return None
         leaves = [self._leaf(leaf, action, "action", ()) for leaf in self.layout.leaves]
         values = [np.asarray(value) for leaf, value in zip(self.layout.leaves, leaves, strict=True) if leaf.fixed]
         fits = all(value.dtype == leaf.dtype for leaf, value in zip(self.layout.fixed, values, strict=True))

@@ -1,7 +1,7 @@
 """What a worker leaves for the case that it dies or hangs: the env it is in, and its Python stack.
 
-A page of shared memory and the file behind it, one for each worker. In the page the worker writes down, before
-it calls an env, which one and what for: one store, some 30 ns. Behind the page `faulthandler` writes the Python
+Some pages of shared memory and the file behind them, one for each worker. There the worker writes down, before
+it calls an env, which one and what for: one store, some 30 ns; and how long envs take. Behind them `faulthandler` writes the Python
 stack: by itself when the process crashes, and on SIGUSR1 when the parent asks, also while an env is stuck in C
 and holds the GIL.
 """
@@ -13,6 +13,7 @@ import faulthandler
 import mmap
 import os
 import signal
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from aiovec.exchange.slab import create_memory_file, map_memory
@@ -20,6 +21,7 @@ from aiovec.exchange.slab import create_memory_file, map_memory
 __all__ = [
     "IDLE",
     "MOST_THREADS",
+    "TIMES_PER_ROW",
     "BlackBox",
     "Doing",
     "OpenBlackBox",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _PAGE_NBYTES = mmap.PAGESIZE
+TIMES_PER_ROW = 4
 _STACK_NBYTES = 1 << 16
 IDLE = -1
 _ROWS = 1 << 32
@@ -75,15 +78,18 @@ class BlackBox:
         fd: To be inherited by the worker.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_rows: int) -> None:
         self.fd: int = create_memory_file("aiovec-black-box")
+        self._nbytes = _PAGE_NBYTES * (1 + -(-8 * (1 + TIMES_PER_ROW * num_rows) // _PAGE_NBYTES))
+        self._num_rows = num_rows
         try:
-            os.ftruncate(self.fd, _PAGE_NBYTES)
+            os.ftruncate(self.fd, self._nbytes)
             os.lseek(self.fd, 0, os.SEEK_END)  # where the worker's copy of the descriptor goes on writing
-            self._page = memoryview(map_memory(self.fd, _PAGE_NBYTES)).cast("q")
+            self._memory = memoryview(map_memory(self.fd, self._nbytes))
         except BaseException:
             os.close(self.fd)
             raise
+        self._page = self._memory[:_PAGE_NBYTES].cast("q")
         for lane in range(_NUM_LANES):
             self._page[2 * lane] = IDLE
 
@@ -101,30 +107,41 @@ class BlackBox:
         ]
 
     @property
+    def times(self) -> Sequence[float]:
+        """See `OpenBlackBox.times`; a copy."""
+        return self._memory[_PAGE_NBYTES:].cast("d")[: 1 + TIMES_PER_ROW * self._num_rows].tolist()
+
+    @property
     def stack_nbytes(self) -> int:
         """How much `faulthandler` has written so far."""
-        return os.fstat(self.fd).st_size - _PAGE_NBYTES
+        return os.fstat(self.fd).st_size - self._nbytes
 
     @property
     def stack(self) -> str:
         """The last Python stack, innermost call first; empty if none was written."""
-        return readable_stack(os.pread(self.fd, _STACK_NBYTES, _PAGE_NBYTES).decode(errors="replace"))
+        return readable_stack(os.pread(self.fd, _STACK_NBYTES, self._nbytes).decode(errors="replace"))
 
     def close(self) -> None:
         """Closes the file and its mapping."""
         self._page.release()
+        self._memory.release()
         os.close(self.fd)
 
 
 class OpenBlackBox:
     """The worker's side.
 
+    Attributes:
+        times: Seconds. First those of whole steps; then of each row: the last one, their sum, how many, and the sum of
+            those that belong to no whole step. See `worker.clock`.
+
     Args:
-        page: What the parent sees.
+        memory: What the parent sees.
     """
 
-    def __init__(self, page: memoryview) -> None:
-        self._page = page
+    def __init__(self, memory: memoryview) -> None:
+        self._page = memory[:_PAGE_NBYTES].cast("q")
+        self.times: memoryview[float] = memory[_PAGE_NBYTES:].cast("d")
 
     def doing(self, lane: int) -> memoryview:
         """What a lane writes down; negative numbers count from the last one.
@@ -141,7 +158,7 @@ def open_black_box(fd: int) -> OpenBlackBox:
     os.set_inheritable(fd, False)
     faulthandler.enable(fd)
     faulthandler.register(signal.SIGUSR1, fd)
-    return OpenBlackBox(memoryview(map_memory(fd, _PAGE_NBYTES)).cast("q"))
+    return OpenBlackBox(memoryview(map_memory(fd, os.fstat(fd).st_size)))
 
 
 def readable_stack(written: str) -> str:

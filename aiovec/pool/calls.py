@@ -7,6 +7,7 @@ A call whose task was cancelled stays pending, and its replies are still taken; 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
@@ -75,6 +76,7 @@ class Calls:
         self._untold: list[Death | CrashLoopError] = []
         self._deaths: dict[int, Death] = {}  # as they were first told, by worker
         self._seq = 0
+        self._busy_since = self._busy_seconds = 0.0
         self._bare_requests: Mapping[int, Any] = {}
         self._ring: Ring | None = None
         self._reply_areas: list[ReplyArea] = []
@@ -250,6 +252,9 @@ class Calls:
             raise
 
     def _begin(self, call: PendingCall, resets: Mapping[int, ResetRequest]) -> None:
+        call.began = time.perf_counter()
+        if not self.pending:
+            self._busy_since = call.began
         self.pending[call.seq] = call
         if self.mending is not None and call.is_batch:
             self.mending.begin(call, resets)
@@ -323,9 +328,20 @@ class Calls:
                 call.replies[index] = unpack(call.payloads[index])
         return [call.replies[index] for index in indices]
 
+    def _pop(self, seq: int) -> PendingCall | None:
+        call = self.pending.pop(seq, None)
+        if call is not None and not self.pending:
+            self._busy_seconds += time.perf_counter() - self._busy_since
+        return call
+
+    @property
+    def busy_seconds(self) -> float:
+        """In which any call was pending."""
+        return self._busy_seconds + (time.perf_counter() - self._busy_since if self.pending else 0.0)
+
     def done(self, call: PendingCall) -> None:
         """The answer was taken, and its buffer is the caller's."""
-        self.pending.pop(call.seq, None)
+        self._pop(call.seq)
         if not self._together:
             self._come_together(call)
 
@@ -398,7 +414,7 @@ class Calls:
                 is_of_many = True
             elif call.is_complete:
                 del self._of_one_env[env_index]
-                self.pending.pop(call.seq, None)
+                self._pop(call.seq)
         self.inbox.remove(env_ids)
         if is_of_many:
             self._drop_finished()
@@ -437,9 +453,12 @@ class Calls:
             owed = self.states.owed_to(call.seq)
             given_up = [env_index for env_index in call.mended.failures if self._is_given_up(env_index)]
             self.inbox.arrive(call, owed, given_up)
-        else:
+        elif call.env_index is None:
             for index in call.payloads:
                 self._arrive_of(call, index)
+        elif call.payloads:
+            ((index, payload),) = call.payloads.items()
+            self.inbox.arrive_one(call, call.env_index, bool(self._workers[index].failed_envs(payload)))
         if call.env_index is None:
             self._drop_finished()
         elif call.env_index not in self.inbox:  # its worker died
@@ -481,7 +500,7 @@ class Calls:
             call = self._of_one_env.get(env_index)
             if call is not None and call.is_complete:
                 del self._of_one_env[env_index]
-                self.pending.pop(call.seq, None)
+                self._pop(call.seq)
             is_of_many = is_of_many or call is None
         self.inbox.remove(env_ids)
         if is_of_many:
@@ -502,7 +521,7 @@ class Calls:
             self._forget(call)
 
     def _forget(self, call: PendingCall) -> None:
-        if self.pending.pop(call.seq, None) is not None and self._ring is not None:
+        if self._pop(call.seq) is not None and self._ring is not None:
             self._ring.give_back(call.buffer)
 
     # ---- replies

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiovec.errors import EnvTimeoutError
-from aiovec.exchange.black_box import IDLE, Doing
+from aiovec.exchange.black_box import IDLE, TIMES_PER_ROW, Doing
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, ResetRequest
@@ -22,6 +22,7 @@ from aiovec.exchange.replies import failed_in
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.step_each import StepEachRequest
 from aiovec.worker.async_lane import AsyncLane
+from aiovec.worker.clock import StepClock
 from aiovec.worker.core import WorkerCore
 from aiovec.worker.host import Work
 from aiovec.worker.lanes import InlineLane, Lanes
@@ -58,10 +59,12 @@ class InProcessWorker:
         self._replied = replied
         self._resume = resume
         self._doing = [IDLE, 0]
-        self._core = WorkerCore(self._capture, slab, self._doing)
+        self._times = [0.0] * (1 + TIMES_PER_ROW * len(env_ids))
+        self._clock = StepClock(self._times)
+        self._core = WorkerCore(self._capture, slab, self._doing, self._clock)
         self._traceback_locals = False
         self._async_lane: AsyncLane | None = None
-        self._lanes = Lanes([InlineLane(self._doing)], {})
+        self._lanes = Lanes([InlineLane(self._doing, self._clock)], {})
         self._handlers: dict[int, Callable[[Frame], None]] = {
             FrameKind.BUILD: self._build,
             FrameKind.MAP: self._map,
@@ -120,6 +123,10 @@ class InProcessWorker:
     def doing(self) -> Sequence[Doing]:
         return ()
 
+    @property
+    def times(self) -> Sequence[float]:
+        return tuple(self._times)
+
     def ask_stack(self) -> None:
         """There is no other process to ask."""
 
@@ -151,8 +158,8 @@ class InProcessWorker:
 
     def _open_lane(self, request: BuildRequest, asynchronous: Sequence[int]) -> None:
         loop, timeout, grace = asyncio.get_running_loop(), request.step_timeout, request.close_grace
-        self._async_lane = AsyncLane(loop, self.env_ids, timeout, grace, [IDLE, 0], [IDLE, 0])
-        self._lanes = Lanes([InlineLane(self._doing)], dict.fromkeys(asynchronous, self._async_lane))
+        self._async_lane = AsyncLane(loop, self.env_ids, timeout, grace, [IDLE, 0], [IDLE, 0], self._clock)
+        self._lanes = Lanes([InlineLane(self._doing, self._clock)], dict.fromkeys(asynchronous, self._async_lane))
 
     def _map(self, frame: Frame) -> None:
         self._core.map(frame.payload)
@@ -201,7 +208,7 @@ class InProcessWorker:
             self._async_lane.abandon()
             turns = [(row, turn) for row, turn in turns if not self._core.host.rows.is_async[row]]
         for row, turn in turns:
-            drive(turn, row, self._doing)
+            drive(turn, row, self._doing, self._clock)
         self._end()
 
     def _end(self) -> None:

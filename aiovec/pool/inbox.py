@@ -48,6 +48,10 @@ class Inbox:
         for env_index in env_ids:
             (self._failed if env_index in failed else self._ready)[env_index] = call
 
+    def arrive_one(self, call: PendingCall, env_index: int, has_failed: bool) -> None:
+        """The same for a call that is about one env."""
+        (self._failed if has_failed else self._ready)[env_index] = call
+
     def has(self, wanted: int) -> bool:
         """Whether there are so many rows, or a failure, which is not to wait."""
         return bool(self._failed) or len(self._ready) >= wanted

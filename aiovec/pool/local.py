@@ -65,6 +65,11 @@ class Worker(Protocol):
         """The calls of envs that the worker is in: one at most, unless its envs do not wait for each other."""
         raise NotImplementedError
 
+    @property
+    def times(self) -> Sequence[float]:
+        """See `exchange.black_box.OpenBlackBox.times`."""
+        raise NotImplementedError
+
     def ask_stack(self) -> None:
         """Has the worker write down its Python stack, whatever it is doing."""
 
@@ -117,6 +122,7 @@ class LocalWorker:
         self._hanging_up: asyncio.TimerHandle | None = None
         self._hung_up = False
         self._verdict: EnvTimeoutError | None = None
+        self._last_times: Sequence[float] = ()
         self._last: tuple[int | None, str] = (None, "")  # the env that it ended in, its last stack
         self._output = WorkerOutput(process.files.output, f"aiovec worker {index}")
         self._channel = Channel(process.files.connection, self._received, resume, self._lost)
@@ -161,6 +167,10 @@ class LocalWorker:
     def doing(self) -> Sequence[Doing]:
         return () if self._process.is_reaped else self._process.files.black_box.doing
 
+    @property
+    def times(self) -> Sequence[float]:
+        return self._last_times if self._process.is_reaped else self._process.files.black_box.times
+
     def ask_stack(self) -> None:
         self._process.ask_stack()
 
@@ -202,6 +212,7 @@ class LocalWorker:
             self._output.finish()
             doing = self.doing
             self._last = (self.env_ids[doing[0].row] if len(doing) == 1 else None, self.stack)
+            self._last_times = self.times
             self.exitcode = self._process.reap()
         self._channel.close()
         self.ended.set()

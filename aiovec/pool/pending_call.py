@@ -19,6 +19,7 @@ class PendingCall:
     Attributes:
         seq: Its number; all its requests and replies bear it.
         command: As messages name it.
+        env_index: Of a batch that is about one env: that env.
         env_ids: Of a batch: the rows of its answer, in order. `None`: all envs, or no batch.
         is_batch: Whether its answer is rows, which are owed if nobody waits for them any more.
         buffer: Which buffer its rows go to.
@@ -30,14 +31,17 @@ class PendingCall:
         future: Done when there is something to say to the task that waits; `None` where there never is one.
         is_abandoned: The task that waited is gone; the answer is owed.
         is_dropped: Nobody will ask for the answer.
+        began: When it was sent; seconds of `time.perf_counter`.
         is_together: Its workers answer by the tally: the last of them for all.
     """
 
     __slots__ = (
+        "began",
         "buffer",
         "command",
         "deaths",
         "env_ids",
+        "env_index",
         "future",
         "is_abandoned",
         "is_batch",
@@ -63,6 +67,7 @@ class PendingCall:
         self.seq: int = seq
         self.command: str = command
         self.env_ids: Sequence[int] | None = env_ids
+        self.env_index: int | None = env_ids[0] if env_ids is not None and len(env_ids) == 1 else None
         self.is_batch: bool = is_batch
         self.buffer: int = buffer
         self.missing: set[int] = set(workers)
@@ -74,14 +79,10 @@ class PendingCall:
         self.is_abandoned: bool = False
         self.is_dropped: bool = False
         self.is_together: bool = False
+        self.began: float = 0.0
 
     def __repr__(self) -> str:
         return f"<PendingCall {self.seq} {self.command} missing={sorted(self.missing)} dropped={self.is_dropped}>"
-
-    @property
-    def env_index(self) -> int | None:
-        """Of a batch that is about one env: that env."""
-        return self.env_ids[0] if self.env_ids is not None and len(self.env_ids) == 1 else None
 
     @property
     def is_complete(self) -> bool:
@@ -95,6 +96,8 @@ class PendingCall:
     @property
     def is_to_be_read_in_a_thread(self) -> bool:
         """Whether to unpickle the answer away from the loop."""
+        if self.mended is None and not any(self.payloads.values()):
+            return False
         payloads = [payload for index, payload in self.payloads.items() if index not in self.replies]
         if self.mended is not None:
             payloads += [part.payload for part in self.mended.parts if not part.is_read]

@@ -6,12 +6,13 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from aiovec.errors import WorkerStartError
-from aiovec.exchange.black_box import Doing
+from aiovec.exchange.black_box import TIMES_PER_ROW, Doing
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.messages import RebuildRequest
 from aiovec.exchange.slab import Geometry, Slab, create_memory_file
@@ -23,8 +24,10 @@ from aiovec.pool.mending import Mending
 from aiovec.pool.process import WorkerProcess
 from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import HOME, Ring
+from aiovec.pool.slow_calls import log_slow_calls, stop_logging
 from aiovec.pool.threads import in_thread
 from aiovec.pool.watch import Watch, end_stuck
+from aiovec.statistics import PendingStatistics
 
 __all__ = ["Pool", "split_envs", "usable_cpus"]
 
@@ -39,6 +42,10 @@ def split_envs(num_envs: int, num_workers: int) -> list[range]:
     share, rest = divmod(num_envs, num_workers)
     bounds = [index * share + min(index, rest) for index in range(num_workers + 1)]
     return [range(start, stop) for start, stop in pairwise(bounds)]
+
+
+def _env_seconds(times: Sequence[float]) -> float:
+    return sum(times[:1]) + sum(times[TIMES_PER_ROW::TIMES_PER_ROW])
 
 
 class Pool:
@@ -83,6 +90,8 @@ class Pool:
         self._blueprints: list[tuple[Any, Any, Sequence[int]]] = []
         self._rebuilding: dict[int, asyncio.TimerHandle] = {}  # by the number of the request; ends what takes too long
         self._mapping: set[int] = set()
+        self.slow_call_seconds = 0.0
+        self._past_env_seconds = 0.0  # of workers whose place another one has taken
         self.slab: Slab | None = None
         self.ring: Ring | None = None
         mending = None if restarts is None else Mending(restarts, self.workers, self._replace)
@@ -114,7 +123,7 @@ class Pool:
         env_ids, look_again = self._env_ids[index], self._num_workers <= usable_cpus()
         try:
             process = WorkerProcess(
-                self._context, self._slab_fd, self._tally.worker_fd, look_again, f"aiovec-worker-{index}"
+                self._context, len(env_ids), self._slab_fd, self._tally.worker_fd, look_again, f"aiovec-worker-{index}"
             )
             worker = LocalWorker(index, env_ids, process, self.calls.replied, self.calls.resume, self._died)
             try:
@@ -151,6 +160,7 @@ class Pool:
 
     def _replace(self, index: int, delay: float = 0.0, lost: Sequence[int] = ()) -> None:
         worker = self._start_worker(index)
+        self._past_env_seconds += _env_seconds(self.workers[index].times)
         self.workers[index] = worker
         map_seq = self.calls.replaced(index)
         build, mapping, asynchronous = self._blueprints[index]
@@ -187,10 +197,32 @@ class Pool:
         areas = [self.slab.reply_area(index) for index in range(geometry.num_workers)]
         # One worker has nobody to wait for, and rows that are sent wake us anyway.
         self.calls.open(self.ring, areas, self._tally if len(areas) > 1 else None)
+        log_slow_calls(self)
 
     def _in_process_slab(self, _geometry: Geometry) -> Slab:
         assert self.slab is not None  # noqa: S101
         return self.slab
+
+    # ---- what is told of it
+
+    def env_seconds(self) -> float:
+        """Spent inside envs."""
+        return self._past_env_seconds + sum(_env_seconds(worker.times) for worker in self.workers)
+
+    def pending(self) -> list[tuple[int, PendingStatistics]]:
+        """The calls that are not answered yet, with their numbers; from any thread."""
+        now = time.perf_counter()
+        pending: list[tuple[int, PendingStatistics]] = []
+        for call in list(self.calls.pending.values()):
+            env_ids: list[int] = []
+            for index in sorted(call.missing):
+                worker = self.workers[index]
+                asked = call.answered_by(worker.env_ids)
+                called = {worker.env_ids[doing.row] for doing in worker.doing} & {*asked}
+                env_ids += sorted(called) or asked
+            if env_ids and not call.is_dropped:
+                pending.append((call.seq, PendingStatistics(call.command, tuple(env_ids), now - call.began)))
+        return pending
 
     def _replied_to_start(self, index: int, frame: Frame) -> None:
         """What a worker that takes a dead one's place says of its start."""
@@ -271,6 +303,7 @@ class Pool:
             self._tally = None
 
     def _release(self) -> None:
+        stop_logging(self)
         self._close_slab_file()
         self._close_tally()
         if self._watch is not None:

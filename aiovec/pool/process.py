@@ -59,7 +59,7 @@ class WorkerFiles:
     worker_output: tuple[int, int]
 
     @classmethod
-    def open(cls) -> WorkerFiles:
+    def open(cls, num_envs: int) -> WorkerFiles:
         """Opens all of them, or none."""
         with contextlib.ExitStack() as opened:
             connection, worker_connection = socket.socketpair()
@@ -70,7 +70,7 @@ class WorkerFiles:
                 for fd in os.pipe():
                     opened.callback(os.close, fd)
                     fds.append(fd)
-            black_box = BlackBox()
+            black_box = BlackBox(num_envs)
             opened.pop_all()
         connection.setblocking(False)
         os.set_blocking(fds[2], False)
@@ -98,14 +98,17 @@ class WorkerProcess:
 
     Args:
         context: `None` for a fresh interpreter, else the name of a multiprocessing start method.
+        num_envs: How many envs it will hold.
         slab_fd: The shared memory; the process inherits it, the caller goes on owning it.
         tally_fd: The worker's end of the tally; likewise.
         look_again: See `aiovec.worker.serve`.
         name: Shown by `multiprocessing`.
     """
 
-    def __init__(self, context: str | None, slab_fd: int, tally_fd: int, look_again: bool, name: str) -> None:
-        self.files: WorkerFiles = WorkerFiles.open()
+    def __init__(
+        self, context: str | None, num_envs: int, slab_fd: int, tally_fd: int, look_again: bool, name: str
+    ) -> None:
+        self.files: WorkerFiles = WorkerFiles.open(num_envs)
         self._reaped = False
         self._owner_pid = os.getpid()
         self._exitcode: int | None = None

@@ -61,6 +61,11 @@ class Restarts:
         """Seconds to wait before these are built anew, together."""
         return max(restart_delay(len(self._stories.get(env_index, ()))) for env_index in env_ids)
 
+    @property
+    def total(self) -> int:
+        """How often any env was built anew."""
+        return self._generations.total()
+
     def generation(self, env_index: int) -> int:
         """How often this env was built anew, the attempt at hand included."""
         return self._generations[env_index]

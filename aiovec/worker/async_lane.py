@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from aiovec.errors import EnvTimeoutError
 from aiovec.exchange.black_box import IDLE, Phase, doing_code
 from aiovec.exchange.failures import TurnCancelled
+from aiovec.worker.clock import StepClock
 from aiovec.worker.turns import Doing, Pause, Turn
 
 __all__ = ["AsyncLane", "start_loop"]
@@ -62,6 +64,7 @@ class AsyncLane:
         grace: Seconds that an env may take to clean up, before it counts as stuck.
         doing: Tells which env runs, while one does.
         overstaying: Tells which env does not end although it was cancelled.
+        clock: Takes how long envs took.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class AsyncLane:
         grace: float,
         doing: Doing,
         overstaying: Doing,
+        clock: StepClock,
     ) -> None:
         self._loop = loop
         self._env_ids = env_ids
@@ -79,6 +83,7 @@ class AsyncLane:
         self._grace = grace
         self._doing = doing
         self._overstaying = overstaying
+        self._clock = clock
         self._rows: dict[int, _Row] = {}
         self._given: deque[Callable[[], None]] = deque()  # from other threads, in order
 
@@ -131,9 +136,12 @@ class AsyncLane:
         return self._rows[row]
 
     async def _drive(self, row: int, job: _Job) -> None:
+        spent = 0.0
+        is_step = False
         try:
             phase, function = next(job.turn)
             while True:
+                began = time.perf_counter()
                 try:
                     returned = await self._call(row, phase, function, job)
                 except asyncio.CancelledError as error:
@@ -146,8 +154,12 @@ class AsyncLane:
                 except BaseException as error:  # noqa: BLE001  the turn decides
                     phase, function = job.turn.throw(error)
                 else:
+                    spent += time.perf_counter() - began
+                    is_step = is_step or phase is Phase.STEP
                     phase, function = job.turn.send(returned)
         except StopIteration:
+            if is_step:
+                self._clock.turn(row, spent)
             job.ended()
 
     async def _call(self, row: int, phase: Phase, function: Callable[[], Any], job: _Job) -> Any:

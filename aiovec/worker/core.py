@@ -23,6 +23,7 @@ from aiovec.exchange.messages import (
 )
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.step_each import StepEachRequest
+from aiovec.worker.clock import StepClock
 from aiovec.worker.host import Capture, EnvHost, Work
 from aiovec.worker.rows import RowWriter
 from aiovec.worker.turns import Doing
@@ -37,11 +38,13 @@ class WorkerCore:
         capture: Turns an env's exception into what a reply bears.
         slab: Gives the shared memory once its geometry is known.
         doing: See `EnvHost`.
+        clock: See `EnvHost`.
     """
 
-    def __init__(self, capture: Capture, slab: Callable[[Geometry], Slab], doing: Doing) -> None:
+    def __init__(self, capture: Capture, slab: Callable[[Geometry], Slab], doing: Doing, clock: StepClock) -> None:
         self._capture = capture
         self._doing = doing
+        self._clock = clock
         self._make_slab = slab
         self._host: EnvHost | None = None
         self._slab: Slab | None = None
@@ -63,14 +66,14 @@ class WorkerCore:
 
     def build(self, request: BuildRequest) -> Work[BuildReply]:
         """Builds the envs."""
-        self._host = EnvHost(request, self._capture, self._doing)
+        self._host = EnvHost(request, self._capture, self._doing, self._clock)
         return self._host.building()
 
     def rebuild(
         self, request: BuildRequest, delay: float, lost: Sequence[int], asynchronous: Sequence[int]
     ) -> Work[None]:
         """Builds the envs in place of a worker that died; see `RebuildRequest`."""
-        self._host = EnvHost(request, self._capture, self._doing)
+        self._host = EnvHost(request, self._capture, self._doing, self._clock)
         return self._host.rebuilding(delay, lost, asynchronous)
 
     def map(self, request: MapRequest) -> Slab:

@@ -30,6 +30,7 @@ from aiovec.exchange.messages import (
     SetAttrRequest,
     SpaceFacts,
 )
+from aiovec.worker.clock import StepClock
 from aiovec.worker.envs import Envs, shape_of
 from aiovec.worker.rows import RowWriter
 from aiovec.worker.turns import Doing, Outcome, Turn, drive
@@ -57,10 +58,10 @@ class Work(Generic[_Reply]):
     turns: list[tuple[int, Turn[Any]]]
     reply: Callable[[], _Reply]
 
-    def do(self, doing: Doing) -> _Reply:
+    def do(self, doing: Doing, clock: StepClock) -> _Reply:
         """All of it, in this thread, one turn after the other."""
         for row, turn in self.turns:
-            drive(turn, row, doing)
+            drive(turn, row, doing, clock)
         return self.reply()
 
 
@@ -71,14 +72,16 @@ class EnvHost:
         request: What to build.
         capture: Turns an env's exception into what the reply bears.
         doing: Tells which env this thread calls at the moment; see `exchange.black_box.open_black_box`.
+        clock: Takes how long envs took.
     """
 
-    def __init__(self, request: BuildRequest, capture: Capture, doing: Doing) -> None:
+    def __init__(self, request: BuildRequest, capture: Capture, doing: Doing, clock: StepClock) -> None:
         self.env_ids: range = request.env_ids
         self.rows = Envs(request, self._autoreset)
         self._autoreset_mode = request.autoreset_mode
         self._capture = capture
         self._doing = doing
+        self._clock = clock
         count = len(request.env_ids)
         self._rewards: list[Any] = [0.0] * count
         self._terminations: list[Any] = [False] * count
@@ -154,7 +157,9 @@ class EnvHost:
         doing, row, transition = self._doing, 0, _PENDING
         self.rows.num_steps += 1
         doing[1] += 1
-        turns = zip(range(len(observations)), self.rows.calls, actions, strict=False)  # the parent counted the actions
+        calls = self._clock.calls(self.rows.calls)
+        turns = zip(range(len(observations)), calls, actions, strict=False)  # the parent counted the actions
+        began = time.perf_counter()
         while True:
             try:
                 for row, call, action in turns:
@@ -169,6 +174,7 @@ class EnvHost:
                 errors[row] = exception if transition is _PENDING else self.rows.wrong_result(row, "step", transition)
                 rewards[row], terminations[row], truncations[row] = 0.0, False, False
         doing[0] = IDLE
+        self._clock.batch(time.perf_counter() - began)
         errors.update(writer.write_outcomes(rewards, terminations, truncations))
         if self._autoreset_mode is not AutoresetMode.DISABLED and (ended := writer.ended()):
             self._end_episodes(ended, outcome)
@@ -193,7 +199,7 @@ class EnvHost:
                 continue
             try:
                 final = rows.final_of(row, final_infos.pop(row, {}))
-                rows.observations[row], info = drive(rows.resetting(row), row, self._doing)
+                rows.observations[row], info = drive(rows.resetting(row), row, self._doing, self._clock)
             except BaseException as exception:  # noqa: BLE001
                 errors[row] = exception
             else:
@@ -203,7 +209,7 @@ class EnvHost:
         outcome.infos[:] = sorted(final_infos.items())
 
     def _autoreset(self, row: int, _action: Any) -> Transition:
-        observation, info = drive(self.rows.resetting(row), row, self._doing)
+        observation, info = drive(self.rows.resetting(row), row, self._doing, self._clock)
         return observation, 0.0, False, False, info
 
     def stepping(self, actions: Iterable[Any], writer: RowWriter) -> Work[BatchReply | None]:

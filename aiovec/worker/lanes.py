@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from aiovec.worker.clock import StepClock
 from aiovec.worker.turns import Doing, Turn, drive
 
 __all__ = ["InlineLane", "Lane", "Lanes", "ThreadLane"]
@@ -36,13 +37,15 @@ class InlineLane:
 
     Args:
         doing: Tells which env is called.
+        clock: Takes how long envs took.
     """
 
-    def __init__(self, doing: Doing) -> None:
+    def __init__(self, doing: Doing, clock: StepClock) -> None:
         self._doing = doing
+        self._clock = clock
 
     def put(self, row: int, turn: Turn[Any], ended: Callable[[], None], may_be_cancelled: bool) -> None:  # noqa: ARG002
-        drive(turn, row, self._doing)
+        drive(turn, row, self._doing, self._clock)
         ended()
 
 
@@ -51,10 +54,12 @@ class ThreadLane:
 
     Args:
         doing: Tells which env is called.
+        clock: Takes how long envs took.
     """
 
-    def __init__(self, doing: Doing) -> None:
+    def __init__(self, doing: Doing, clock: StepClock) -> None:
         self._doing = doing
+        self._clock = clock
         self._turns: queue.SimpleQueue[tuple[int, Turn[Any], Callable[[], None]] | None] = queue.SimpleQueue()
 
     def put(self, row: int, turn: Turn[Any], ended: Callable[[], None], may_be_cancelled: bool) -> None:  # noqa: ARG002
@@ -64,7 +69,7 @@ class ThreadLane:
         """Drives what comes, until it is stopped."""
         while (item := self._turns.get()) is not None:
             row, turn, ended = item
-            drive(turn, row, self._doing)
+            drive(turn, row, self._doing, self._clock)
             ended()
 
     def start(self) -> None:

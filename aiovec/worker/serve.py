@@ -37,6 +37,7 @@ from aiovec.exchange.messages import (
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.tally import take_last
+from aiovec.worker.clock import StepClock
 from aiovec.worker.core import WorkerCore
 from aiovec.worker.host import Work
 from aiovec.worker.lanes import Lanes, ThreadLane
@@ -72,12 +73,13 @@ class _Server:
         self._tally_fd = tally_fd
         self._look_again = _LookAgain(connection) if look_again else None
         self._black_box = open_black_box(black_box_fd)
+        self._clock = StepClock(self._black_box.times)
         self._core = WorkerCore(
-            self._capture, lambda geometry: self._attach(geometry, slab_fd), self._black_box.doing(0)
+            self._capture, lambda geometry: self._attach(geometry, slab_fd), self._black_box.doing(0), self._clock
         )
         self._reply_area: ReplyArea | None = None
         self._lanes: Lanes | None = None  # without any, all is done in this thread
-        self._main_lane = ThreadLane(self._black_box.doing(0))
+        self._main_lane = ThreadLane(self._black_box.doing(0), self._clock)
         self._thread_lanes = [self._main_lane]
         self._cancel: Callable[[Sequence[int], bool], None] = lambda _rows, _everything: None
         self._shared = True
@@ -107,7 +109,7 @@ class _Server:
                 return
             if self._closing:
                 return
-        self._core.closing().do(self._black_box.doing(0))  # the parent closed its end without a word
+        self._core.closing().do(self._black_box.doing(0), self._clock)  # the parent closed its end without a word
 
     def _run_rest(self, frames: Iterator[Frame]) -> None:
         """The same in a thread, beside the lanes."""
@@ -146,7 +148,7 @@ class _Server:
     ) -> None:
         """Does what a request asks, here or in the lanes."""
         if self._lanes is None:
-            answer(work.do(self._black_box.doing(0)))
+            answer(work.do(self._black_box.doing(0), self._clock))
         else:
             self._lanes.do(work.turns, lambda: self._finish(frame, work, answer), may_be_cancelled)
 
@@ -242,7 +244,9 @@ class _Server:
     def _open_lanes(self, request: BuildRequest, asynchronous: Sequence[int]) -> None:
         """Shares the envs out: the main thread is one of the threads, async envs have a loop in another."""
         if self._lanes is None:
-            others = [ThreadLane(self._black_box.doing(number)) for number in range(1, request.num_threads)]
+            others = [
+                ThreadLane(self._black_box.doing(number), self._clock) for number in range(1, request.num_threads)
+            ]
             for lane in others:
                 lane.start()
             self._thread_lanes += others
@@ -252,7 +256,13 @@ class _Server:
 
             doing, overstaying = self._black_box.doing(-2), self._black_box.doing(-1)
             async_lane = AsyncLane(
-                start_loop(), request.env_ids, request.step_timeout, request.close_grace, doing, overstaying
+                start_loop(),
+                request.env_ids,
+                request.step_timeout,
+                request.close_grace,
+                doing,
+                overstaying,
+                self._clock,
             )
             by_row = dict.fromkeys(asynchronous, async_lane)
             self._cancel = lambda rows, everything: async_lane.cancel(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, MutableSequence
 from typing import Any, NamedTuple, TypeVar
 
 from aiovec.exchange.black_box import IDLE, Phase, doing_code
+from aiovec.worker.clock import StepClock
 
 __all__ = ["Doing", "EnvCall", "Outcome", "Pause", "Turn", "drive"]
 
@@ -64,13 +65,16 @@ class Outcome:
         self.errors: dict[int, BaseException] = {}
 
 
-def drive(turn: Turn[_Result], row: int, doing: Doing) -> _Result:
+def drive(turn: Turn[_Result], row: int, doing: Doing, clock: StepClock) -> _Result:
     """Drives a turn to its end, in this thread; `doing` says so while the env is called."""
+    spent = 0.0
+    is_step = False
     try:
         phase, function = next(turn)
         while True:
             doing[1] += 1
             doing[0] = doing_code(row, phase)
+            began = time.perf_counter()
             try:
                 returned = function()
             except BaseException as exception:  # noqa: BLE001  the turn decides
@@ -78,7 +82,11 @@ def drive(turn: Turn[_Result], row: int, doing: Doing) -> _Result:
                 phase, function = turn.throw(exception)
             else:
                 doing[0] = IDLE
+                spent += time.perf_counter() - began
+                is_step = is_step or phase is Phase.STEP
                 phase, function = turn.send(returned)
     except StopIteration as stop:
+        if is_step:
+            clock.turn(row, spent)
         result: _Result = stop.value
         return result

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import time
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+
+import aiovec
 
 
 def cartpole() -> gym.Env[Any, Any]:
@@ -42,3 +47,49 @@ class Trivial(gym.Env[Any, Any]):
 def with_infos() -> gym.Env[Any, Any]:
     """Four scalars in each info."""
     return Trivial(4)
+
+
+class Sleeps(Trivial):
+    """Waits, some seconds or as many in the mean, as a simulator does that works elsewhere."""
+
+    def __init__(self, seconds: float, exponential: bool = False) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._random = random.Random(0) if exponential else None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if self._random is not None:
+            self._random.seed(seed)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self._random.expovariate(1 / self._seconds) if self._random is not None else self._seconds)
+        return super().step(action)
+
+
+class AsyncSleeps(aiovec.AsyncEnv[Any, Any]):
+    """Waits under await."""
+
+    observation_space = Trivial.observation_space
+    action_space = Trivial.action_space
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._observation = np.zeros(4, np.float32)
+
+    async def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self._observation, {}
+
+    async def step(self, action: Any) -> Any:
+        await asyncio.sleep(self._seconds)
+        return self._observation, 0.0, False, False, {}
+
+
+def exponential() -> gym.Env[Any, Any]:
+    """10 ms in the mean."""
+    return Sleeps(0.01, exponential=True)
+
+
+def async_sleeps() -> AsyncSleeps:
+    """10 ms."""
+    return AsyncSleeps(0.01)

@@ -154,6 +154,40 @@ class Aiovec:
         self.steps += steps
         return seconds
 
+    def run_parts(self, steps: int, min_envs: int) -> float:
+        """Seconds for so many steps of each env in the mean, first come, first served."""
+        return float(self._runner.run(self._parts(steps, min_envs)))
+
+    async def _parts(self, steps: int, min_envs: int) -> float:
+        envs, rows = self._envs, self._rows
+        left = steps * len(envs)
+        began = time.perf_counter()
+        await envs.send(rows[0])
+        async for batch in envs.batches(min_envs):
+            left -= len(batch.env_ids)
+            if left > 0:
+                await envs.send(rows[left % NUM_ACTION_ROWS][batch.env_ids], batch.env_ids)
+        return time.perf_counter() - began
+
+    def run_tasks(self, steps: int) -> float:
+        """Seconds for so many steps of each env, each in a task of its own."""
+        return float(self._runner.run(self._tasks(steps)))
+
+    async def _tasks(self, steps: int) -> float:
+        async def drive(sub_env: aiovec.SubEnv) -> None:
+            await sub_env.reset()
+            for index in range(steps):
+                _, _, terminated, truncated, _ = await sub_env.step(rows[index % NUM_ACTION_ROWS][sub_env.env_index])
+                if terminated or truncated:
+                    await sub_env.reset()
+
+        rows = self._rows
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            for sub_env in self._envs:
+                tasks.create_task(drive(sub_env))
+        return time.perf_counter() - began
+
     def run_beside_heartbeat(self, steps: int) -> None:
         """So many vector steps, of which `longest_gap` tells."""
         self._runner.run(self._beside_heartbeat(self._steps(steps)))

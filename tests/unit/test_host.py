@@ -21,9 +21,11 @@ from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallRequest, ResetRequest, SetAttrRequest
 from aiovec.exchange.slab import Geometry, Slab
+from aiovec.worker.clock import StepClock
 from aiovec.worker.host import EnvHost
 from aiovec.worker.rows import RowWriter
 
+CLOCK = StepClock([0.0] * 1000)
 FIRST = 4  # the index of the worker's first env
 
 
@@ -39,8 +41,8 @@ class Hosted:
         self, env_fns: Sequence[Callable[[], Any]], mode: AutoresetMode = AutoresetMode.NEXT_STEP, first: int = FIRST
     ) -> None:
         self.ids = range(first, first + len(env_fns))
-        self.host = EnvHost(BuildRequest(self.ids, tuple(env_fns), mode), capture, [IDLE, 0])
-        built = self.host.building().do([IDLE, 0])
+        self.host = EnvHost(BuildRequest(self.ids, tuple(env_fns), mode), capture, [IDLE, 0], CLOCK)
+        built = self.host.building().do([IDLE, 0], CLOCK)
         assert not built.failures
         self.layout = Layout(built.spaces[0].observation_space)
         slab = Slab.private(Geometry(len(env_fns), 1, self.layout, Layout(built.spaces[0].action_space)))
@@ -58,7 +60,7 @@ class Hosted:
         """Some rows, or all."""
         count = len(self.ids) if rows is None else len(rows)
         request = ResetRequest(rows, seeds or [None] * count, options, whole_batch)
-        return self.host.resetting(request, self.writer).do([IDLE, 0]) or BatchReply({})
+        return self.host.resetting(request, self.writer).do([IDLE, 0], CLOCK) or BatchReply({})
 
     def step(self, actions: Any = None) -> BatchReply:
         """All envs, with zeros unless told otherwise."""
@@ -158,7 +160,9 @@ def test_a_step_without_infos_has_nothing_to_say() -> None:
     for env in envs:
         env.on_step = lambda result: (*result[:4], {})
     assert hosted.host.step([0, 0, 0], hosted.writer) is None
-    assert hosted.host.resetting(ResetRequest(None, [None] * 3, None, False), hosted.writer).do([IDLE, 0]) is None
+    assert (
+        hosted.host.resetting(ResetRequest(None, [None] * 3, None, False), hosted.writer).do([IDLE, 0], CLOCK) is None
+    )
 
 
 def test_same_step_keeps_the_terminal_observation_of_an_array_that_is_reused() -> None:
@@ -401,13 +405,13 @@ def test_every_failed_construction_is_told() -> None:
         return made[-1]
 
     makers = (good, raises(ValueError("x")), lambda: "no env", b"no pickle", good)
-    host = EnvHost(BuildRequest(range(2, 7), makers, AutoresetMode.NEXT_STEP), capture, [IDLE, 0])  # type: ignore[arg-type]
-    reply = host.building().do([IDLE, 0])
+    host = EnvHost(BuildRequest(range(2, 7), makers, AutoresetMode.NEXT_STEP), capture, [IDLE, 0], CLOCK)  # type: ignore[arg-type]
+    reply = host.building().do([IDLE, 0], CLOCK)
     assert failed(reply) == {3: "ValueError", 4: "TypeError", 5: "UnpicklingError"}
     assert {record.command for record in reply.failures} == {"build"}
     assert "env_fns[4] returned 'no env' (str), which is not a gymnasium.Env" in str(reply.failures[1].exception)
     assert reply.spaces == []
-    assert host.closing().do([IDLE, 0]).failures == []
+    assert host.closing().do([IDLE, 0], CLOCK).failures == []
     assert [env.closed for env in made] == [True, True]
     assert repr(host) == "<EnvHost envs=2-6>"
 
@@ -425,7 +429,9 @@ def test_build_tells_distinct_spaces_once() -> None:
 
     makers = (pickles.dumps_to_worker(Wide), Counter, Wide, Counter)
     reply = (
-        EnvHost(BuildRequest(range(4), makers, AutoresetMode.NEXT_STEP), capture, [IDLE, 0]).building().do([IDLE, 0])
+        EnvHost(BuildRequest(range(4), makers, AutoresetMode.NEXT_STEP), capture, [IDLE, 0], CLOCK)
+        .building()
+        .do([IDLE, 0], CLOCK)
     )
     assert [fact.env_ids for fact in reply.spaces] == [[0, 2], [1, 3]]
     assert reply.metadata == {"render_modes": ["ansi"]}
@@ -439,8 +445,8 @@ def test_build_tells_distinct_spaces_once() -> None:
 def test_calls_answer_in_the_order_asked() -> None:
     """Methods are called, attributes are given; through wrappers."""
     hosted = Hosted([lambda i=i: gym.wrappers.TimeLimit(Counter(offset=i), 9) for i in range(3)])  # type: ignore[misc]
-    assert hosted.host.calling(CallRequest([2, 0], "offset", (), {})).do([IDLE, 0]).results == [2, 0]
-    reply = hosted.host.calling(CallRequest(None, "get_wrapper_attr", ("length",), {})).do([IDLE, 0])
+    assert hosted.host.calling(CallRequest([2, 0], "offset", (), {})).do([IDLE, 0], CLOCK).results == [2, 0]
+    reply = hosted.host.calling(CallRequest(None, "get_wrapper_attr", ("length",), {})).do([IDLE, 0], CLOCK)
     assert reply.results == [5, 5, 5]
     assert reply.failures == []
 
@@ -449,19 +455,19 @@ def test_a_call_that_raises_fails_its_env_alone() -> None:
     """The others were called; the command is named."""
     hosted, envs = three()
     envs[0].probe = envs[2].probe = lambda value: value + 1
-    reply = hosted.host.calling(CallRequest(None, "probe", (1,), {})).do([IDLE, 0])
+    reply = hosted.host.calling(CallRequest(None, "probe", (1,), {})).do([IDLE, 0], CLOCK)
     assert failed(reply) == {5: "AttributeError"}
     assert reply.failures[0].command == "call('probe')"
     assert reply.results == [2, None, 2]
     envs[1].render = raises(ValueError("x"))
-    reply = hosted.host.calling(CallRequest([1], "render", (), {})).do([IDLE, 0])
+    reply = hosted.host.calling(CallRequest([1], "render", (), {})).do([IDLE, 0], CLOCK)
     assert [record.command for record in reply.failures] == ["render"]
 
 
 def test_attributes_are_set_env_by_env() -> None:
     """A value each, in the order of the rows."""
     hosted, envs = three()
-    reply = hosted.host.setting(SetAttrRequest([2, 0], "length", [20, 10])).do([IDLE, 0])
+    reply = hosted.host.setting(SetAttrRequest([2, 0], "length", [20, 10])).do([IDLE, 0], CLOCK)
     assert reply.failures == []
     assert [env.length for env in envs] == [10, 5, 20]
 
@@ -475,7 +481,7 @@ def test_a_step_that_was_set_is_used() -> None:
 
     for value in (1, 2, 3):
         step = functools.partial(constant, value)
-        hosted.host.setting(SetAttrRequest([0], "step", [step])).do([IDLE, 0])
+        hosted.host.setting(SetAttrRequest([0], "step", [step])).do([IDLE, 0], CLOCK)
         hosted.step()
         assert hosted.rows.observations[0][0].tolist() == [value] * 3
     assert envs[2].episodes == 2  # its autoreset was in the second of three steps
@@ -486,11 +492,11 @@ def test_close_closes_all_and_tells_who_failed() -> None:
     hosted, envs = three()
     envs = list(envs)
     envs[0].on_close = raises(OSError("device gone"))
-    reply = hosted.host.closing().do([IDLE, 0])
+    reply = hosted.host.closing().do([IDLE, 0], CLOCK)
     assert failed(reply) == {4: "OSError"}
     assert reply.failures[0].command == "close"
     assert [env.closed for env in envs] == [True] * 3
-    assert hosted.host.closing().do([IDLE, 0]).failures == []
+    assert hosted.host.closing().do([IDLE, 0], CLOCK).failures == []
 
 
 # ---- leaves without a fixed size

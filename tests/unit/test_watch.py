@@ -90,7 +90,7 @@ def test_workers_are_seen_each_for_itself() -> None:
 def test_what_a_worker_writes_down_is_read(row: int, phase: Phase) -> None:
     """And for a step it is the row itself, since that is one store on the step path."""
     assert doing_code(row, Phase.STEP) == row
-    box = BlackBox()
+    box = BlackBox(1000)
     try:
         assert box.doing == []
         box._page[0] = doing_code(row, phase)
