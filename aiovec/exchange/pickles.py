@@ -14,7 +14,7 @@ import itertools
 import pickle
 import sys
 from collections import ChainMap
-from types import CodeType, TracebackType, WrapperDescriptorType
+from types import CodeType, FrameType, FunctionType, GeneratorType, TracebackType, WrapperDescriptorType
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -147,32 +147,30 @@ def _flat_frames(traceback: TracebackType) -> list[_FrameFacts]:
 
 
 def _rebuild_traceback(frames: list[_FrameFacts]) -> TracebackType | None:
-    """A traceback that prints as the original: each frame has run a `raise` at the very place in the source."""
+    """A traceback that prints as the original: each frame is at the very place in the source."""
     traceback: TracebackType | None = None
     for filename, name, lineno, position, module, file in reversed(frames):
         known = {"__name__": module, "__file__": file}
-        names = {key: value for key, value in known.items() if value is not None}
-        frame = _frame_of(_raising_code(filename, lineno, position).replace(co_name=name), names)
-        traceback = TracebackType(traceback, frame.tb_frame, frame.tb_lasti, lineno)
+        frame, lasti = _frame_of(filename, name, lineno, position)
+        frame.f_globals.update({key: value for key, value in known.items() if value is not None})
+        traceback = TracebackType(traceback, frame, lasti, lineno)
     return traceback
 
 
-class _Raised(Exception):  # noqa: N818  it only makes a frame
-    pass
+def _frame_of(filename: str, name: str, lineno: int, position: _Position) -> tuple[FrameType, int]:
+    """A frame at a place in the source, and the instruction there.
 
-
-def _frame_of(code: CodeType, names: dict[str, Any]) -> TracebackType:
-    try:
-        exec(code, names, {"raised": _Raised})  # noqa: S102  a `raise` that was written below
-    except _Raised as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            return error.__traceback__.tb_next
-    raise AssertionError("the code of a frame did not raise")
-
-
-def _raising_code(filename: str, lineno: int, position: _Position) -> CodeType:
+    It is that of a generator that never runs. So no frame of ours is behind it: one that had called it would be kept
+    as long as the exception, with all of its variables.
+    """
     if None in position or position[::2] > position[1::2]:  # -X no_debug_ranges, or code that no compiler wrote
         position = (lineno, lineno, 0, 0)
     place: Any = dict(zip(("lineno", "end_lineno", "col_offset", "end_col_offset"), position, strict=True))
-    statement = ast.Raise(ast.Name("raised", ast.Load(), **place), None, **place)
-    return compile(ast.Module([statement], []), filename, "exec")
+    statement = ast.Expr(ast.Yield(None, **place), **place)
+    arguments = ast.arguments([], [], None, [], [], None, [])
+    function = ast.FunctionDef("frame", arguments, [statement], [], None, **place)
+    module = compile(ast.Module([function], []), filename, "exec")
+    code = next(constant for constant in module.co_consts if isinstance(constant, CodeType)).replace(co_name=name)
+    instruction = next((index for index, where in enumerate(code.co_positions()) if where == position), 0)
+    generator: GeneratorType[None, None, None] = FunctionType(code, {})()
+    return generator.gi_frame, 2 * instruction

@@ -402,3 +402,10 @@ def test_local_variables_are_shown_as_text() -> None:
     assert "    odd = <its __repr__ raised RuntimeError>" in note
     assert f"    long = '{'x' * 199}..." in note
     assert f'  File "{__file__}", line ' in note
+
+
+def test_no_frame_of_ours_is_behind_those_of_the_worker() -> None:
+    """It would be kept as long as the exception, with all that its variables hold."""
+    frames = [frame for frame, _ in traceback.walk_tb(travelled(caught_from(lambda: fail_deep(3))).__traceback__)]
+    assert len(frames) > 3
+    assert {frame.f_back for frame in frames} == {None}
