@@ -349,8 +349,11 @@ class Calls:
         """A failure of the call is raised; the rows of these envs are there for `recv`, if it is asked."""
         self.pending[call.seq] = call
         call.is_abandoned = True
-        self.inbox.arrive(call, env_ids)
-        self._drop_finished()
+        if env_ids:
+            self.inbox.arrive(call, env_ids)
+            self._look_again()
+        else:
+            self._drop(call)
 
     def stepped(self, failed: AbstractSet[int], env_ids: Iterable[int] | None = None) -> None:
         """With `on_failure="restart"`: a step of all, or of these, was taken in which some failed."""
@@ -376,6 +379,7 @@ class Calls:
             NoAsyncCallError: None is.
             AlreadyPendingCallError: Another task waits here.
             WorkerDied: A worker ended meanwhile.
+            ClosedEnvironmentError: The vector was closed or terminated meanwhile.
         """
         if self._is_receiving:
             raise AlreadyPendingCallError("recv", (), owed=False)
@@ -399,6 +403,8 @@ class Calls:
                         return chosen
                     for call in slow.values():
                         await in_thread(self.read, call)
+                if self._ring is None:  # terminated between what woke us and our turn
+                    raise ClosedEnvironmentError("recv()")
                 self.raise_untold_death()
                 pending = self.num_owed()  # others may have reset some of them
         finally:
@@ -441,11 +447,11 @@ class Calls:
                 self.states.break_(env_index, f"failed in {call.command}")
         if not call.missing:
             self._arrive(call)
-            return
-        if call.mended is None and not call.deaths:
-            for index in call.payloads:
+        else:
+            for index in call.payloads if call.mended is None and not call.deaths else ():
                 self._arrive_of(call, index)
-        self._ask_apart(call)
+            self._ask_apart(call)
+        self._look_again()
 
     def _arrive(self, call: PendingCall) -> None:
         """An owed call is complete."""
@@ -493,18 +499,7 @@ class Calls:
         if left:
             self.inbox.remove(left)
             self._drop_finished()
-
-    def _discard_from_inbox(self, env_ids: Sequence[int]) -> None:
-        is_of_many = False
-        for env_index in env_ids:
-            call = self._of_one_env.get(env_index)
-            if call is not None and call.is_complete:
-                del self._of_one_env[env_index]
-                self._pop(call.seq)
-            is_of_many = is_of_many or call is None
-        self.inbox.remove(env_ids)
-        if is_of_many:
-            self._drop_finished()
+            self._wake_receiver()
 
     def _drop_finished(self) -> None:
         """Drops calls that were abandoned, and whose envs have all been asked for something else since."""
@@ -553,6 +548,11 @@ class Calls:
             self._answered = []
             for future in answered:
                 future.resume_later()
+
+    def _look_again(self) -> None:
+        """Rows have come otherwise than by a reply."""
+        if self.inbox.has(self._wanted):
+            self._wake_receiver()
 
     def _wake_receiver(self) -> None:
         """What it waits for may have been discarded: it looks again."""
