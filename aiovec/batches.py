@@ -210,7 +210,7 @@ class Batches:
 
     def _keep_rest(self, call: PendingCall, failed: Container[int]) -> None:
         """The call raises: what the other envs did is there for `recv`."""
-        asked = self._every_env if call.env_ids is None else call.env_ids
+        asked = self.states.asked_by(call.seq)  # with a mask not all whose rows were answered
         self.calls.keep_rest(call, [env_index for env_index in asked if env_index not in failed])
 
     def _observations(self, call: PendingCall, dynamic: list[list[Any]]) -> Any:

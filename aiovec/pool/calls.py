@@ -209,6 +209,8 @@ class Calls:
             reset_ids: The envs that are reset, if not all: what was owed to them is discarded.
         """
         self._discard(range(self.states.num_envs) if reset_ids is None else reset_ids)
+        if env_ids is None:  # with a mask the other rows are written too
+            self._discard_rest([*self.inbox])
         buffer = self._take_buffer() if env_ids is None else HOME
         return self.post(FrameKind.RESET, "reset", prepared, seq=seq, buffer=buffer, env_ids=env_ids, resets=requests)
 
@@ -438,7 +440,8 @@ class Calls:
         if call.env_index is not None:
             self._of_one_env[call.env_index] = call
         answered = call.payloads if call.deaths else {}
-        by_worker = {index: call.answered_by(self._workers[index].env_ids) for index in answered}
+        asked = self.states.asked_by(call.seq) if answered else ()
+        by_worker = {index: [i for i in asked if i in self._workers[index].env_ids] for index in answered}
         self.states.abandon(call.seq, [env_index for env_ids in by_worker.values() for env_index in env_ids])
         for index, env_ids in by_worker.items():
             failed = [env_index for env_index, _ in self._workers[index].failed_envs(answered[index])]

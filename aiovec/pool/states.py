@@ -246,6 +246,12 @@ class EnvStates:
         owed: list[int] = np.flatnonzero(self._mine(seq, _OWED)).tolist()
         return owed
 
+    def asked_by(self, seq: int) -> list[int]:
+        """The envs whose last call this is, or was."""
+        self._spread()
+        asked: list[int] = np.flatnonzero(self._callers == seq).tolist()
+        return asked
+
     def is_owed(self, env_index: int, seq: int | None = None) -> bool:
         """Whether an env is owed, by any call or by this one."""
         self._spread()
