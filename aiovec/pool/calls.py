@@ -667,8 +667,10 @@ class Calls:
         for call in waiting:
             if call.mended is None:
                 self._fail(call, index, death.during(call.command, is_rebuilt=not given_up))
+        told = {env_index for call, mended in batches if call.is_abandoned for env_index in mended.asked[index]}
         for env_index in given_up:
-            self.states.break_(env_index, GIVEN_UP)
+            if not (env_index in told and self.states.is_owed(env_index)):  # else `recv` raises it
+                self.states.break_(env_index, GIVEN_UP)
         if all(call.is_dropped for call, _ in batches):
             self._untold += mending.restarts.crash_loops(given_up)
 
