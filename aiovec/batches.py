@@ -296,7 +296,7 @@ class Batches:
         observation, info = self._row(call, env_index)
         reward = float(buffer.rewards[env_index])
         terminated, truncated = bool(buffer.terminations[env_index]), bool(buffer.truncations[env_index])
-        self.states.settle_one(env_index, terminated or truncated, self._waits_for_reset)
+        self.states.settle_one(call.seq, env_index, terminated or truncated, self._waits_for_reset)
         self._num_steps += 1
         return observation, reward, terminated, truncated, info
 
@@ -390,7 +390,7 @@ class Batches:
         if not records:
             return None
         if records[0].kind is Failed.REFUSED:
-            self.states.settle_one(env_ids[0], True, self._waits_for_reset)
+            self.states.settle_one(call.seq, env_ids[0], True, self._waits_for_reset)
             return ResetNeeded(call.command, env_ids, "ended its episode")
         for record in records:
             self.states.break_(record.env_index, f"failed in {record.command}")

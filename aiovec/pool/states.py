@@ -139,14 +139,17 @@ class EnvStates:
         self._states[env_index] = _AWAITED
         self._callers[env_index] = seq
 
-    def settle_one(self, env_index: int, has_ended: bool, waits_for_reset: bool) -> None:
+    def settle_one(self, seq: int, env_index: int, has_ended: bool, waits_for_reset: bool) -> None:
         """The answer of an env that was stepped by itself was taken: awaited → idle, or broken where nobody resets it.
 
         Args:
+            seq: The call.
             env_index: The env.
             has_ended: Whether its episode has. Only a batch goes on after that, and resets it.
             waits_for_reset: Whether batches do not reset it either.
         """
+        if self._states[env_index] != _AWAITED or self._callers[env_index] != seq:
+            return  # its worker died behind the answer
         self._states[env_index] = _IDLE
         self._observed[env_index] = True
         if has_ended and waits_for_reset:
