@@ -15,7 +15,7 @@ from aiovec.errors import CrashLoopError, ResetNeeded
 from aiovec.exchange import infos as infos_
 from aiovec.exchange.actions import ActionWriter
 from aiovec.exchange.black_box import TIMES_PER_ROW
-from aiovec.exchange.failures import Failed, as_one_exception
+from aiovec.exchange.failures import Failed, FailureRecord, as_one_exception
 from aiovec.exchange.messages import BatchReply
 from aiovec.exchange.slab import Buffer
 from aiovec.exchange.step_each import StepEachRequest
@@ -290,7 +290,7 @@ class Batches:
         self.calls.done(call)
         is_mended = call.mended is not None and call.mended.is_needed
         self.calls.stepped(frozenset([env_index] if is_mended else ()), [env_index])
-        if (failures := self._failures(call, [env_index])) is not None:
+        if (failures := self._failures(call.command, [(call, [env_index])])) is not None:
             raise failures
         buffer = self._buffers[HOME]
         observation, info = self._row(call, env_index)
@@ -326,9 +326,10 @@ class Batches:
             by_call.setdefault(call.seq, (call, []))[1].append(env_index)
         env_ids = [env_index for env_index, _ in chosen]
         if self.calls.inbox.has_failures:
-            failures = [self._failures(call, of_call) for call, of_call in by_call.values()]
+            failures = self._failures("recv", by_call.values())
             self.calls.taken(env_ids)
-            raise _one_or_group("recv", [failure for failure in failures if failure is not None])
+            assert failures is not None  # noqa: S101
+            raise failures
         batch = self._gather(list(by_call.values()), env_ids)
         self.states.take(env_ids, self._ended_of(batch))
         self._num_steps += sum(call.command == "step" for _, call in chosen)
@@ -377,24 +378,32 @@ class Batches:
         ended: list[int] = batch.env_ids[batch.terminations | batch.truncations].tolist()
         return ended
 
-    def _failures(self, call: PendingCall, env_ids: Sequence[int]) -> Exception | None:
-        """What to raise for these envs, which need a reset then; `None` if they did not fail."""
-        if call.mended is not None and call.mended.is_needed:
-            given_up = self._crash_loops(env_ids)
-            for env_index in [env_index for error in given_up for env_index in error.env_ids]:
-                self.states.break_(env_index, GIVEN_UP)
-            return _one_or_group(call.command, given_up) if given_up else None
-        replies: list[BatchReply | None] = self.calls.read(call)
-        records = [record for reply in replies if reply is not None for record in reply.failures]
-        records = [record for record in records if record.env_index in env_ids]
-        if not records:
-            return None
-        if records[0].kind is Failed.REFUSED:
-            self.states.settle_one(call.seq, env_ids[0], True, self._waits_for_reset)
-            return ResetNeeded(call.command, env_ids, "ended its episode")
+    def _failures(self, command: str, by_call: Iterable[tuple[PendingCall, Sequence[int]]]) -> Exception | None:
+        """What to raise for these envs of some calls, which need a reset then; `None` if they did not fail."""
+        records: list[FailureRecord] = []
+        exceptions: list[Exception] = []
+        rebuilt: list[int] = []
+        for call, env_ids in by_call:
+            if call.mended is not None and call.mended.is_needed:
+                rebuilt += env_ids
+                continue
+            replies: list[BatchReply | None] = self.calls.read(call)
+            of_reply = [record for reply in replies if reply is not None for record in reply.failures]
+            of_envs = [record for record in of_reply if record.env_index in env_ids]
+            if of_envs and of_envs[0].kind is Failed.REFUSED:
+                self.states.settle_one(call.seq, env_ids[0], True, self._waits_for_reset)
+                exceptions.append(ResetNeeded(call.command, env_ids, "ended its episode"))
+            else:
+                records += of_envs
         for record in records:
             self.states.break_(record.env_index, f"failed in {record.command}")
-        return as_one_exception(call.command, records)
+        given_up = self._crash_loops(rebuilt) if rebuilt else []
+        for env_index in [env_index for error in given_up for env_index in error.env_ids]:
+            self.states.break_(env_index, GIVEN_UP)
+        exceptions += given_up
+        if records:
+            exceptions.append(as_one_exception(command, records))
+        return _one_or_group(command, exceptions) if exceptions else None
 
     # ---- what is told of it
 
