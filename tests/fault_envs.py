@@ -667,3 +667,14 @@ class Received(gym.Env[Any, Any]):
         time.sleep(0.001 * int(action))
         observation, info = self._answer()
         return observation, float(self.received), False, False, info
+
+
+class InfoOfOwnType(Counter):
+    """Its infos have a value of its own type, and a key of its own."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(length=1000)
+        self.value = value
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return *super().step(action)[:4], {"value": self.value, f"own_{int(self.value) - 1}": 1}
