@@ -130,8 +130,13 @@ class Layout:
     def row(self, fixed: Sequence[Any], dynamic: Sequence[Sequence[Any]], row: int) -> Any:
         """One env's observation, copied from the leaves of a batch."""
         arrays, columns = iter(fixed), iter(dynamic)
-        leaves = [next(arrays)[row].copy() if leaf.fixed else next(columns)[row] for leaf in self.leaves]
+        leaves = [_item(leaf, next(arrays), row) if leaf.fixed else next(columns)[row] for leaf in self.leaves]
         return leaves[0] if self.is_array else self._assemble(leaves)
+
+
+def _item(leaf: Leaf, array: npt.NDArray[Any], row: int) -> Any:
+    """A number where it is one to Gymnasium, too; else an array, also one without axes."""
+    return array[row] if isinstance(leaf.space, gym.spaces.Discrete) else array[row, ...].copy()
 
 
 def _leaves(space: gym.Space[Any], path: tuple[str | int, ...]) -> Iterable[Leaf]:
