@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -257,3 +258,150 @@ def test_right_actions_are_taken_after_wrong_ones() -> None:
     with pytest.raises(InvalidActionsError):
         pair.writer.write({})
     assert len(pair.through(GOOD)) == NUM_ENVS
+
+
+# ---- of some envs, and of one
+
+
+class Parts(Pair):
+    """The same memory, asked for some of its rows."""
+
+    def of_some(self, actions: Any, env_ids: Sequence[int]) -> list[Any]:
+        """What these envs receive, in their order."""
+        rows = self.writer.write(actions, env_ids)
+        if rows is not None:
+            return list(rows)
+        half = NUM_ENVS // 2
+        first, second = self.readers
+        return [(first.rows_of([index]) if index < half else second.rows_of([index - half]))[0] for index in env_ids]
+
+    def of_one(self, action: Any, env_index: int) -> Any:
+        """What this env receives."""
+        rows = self.writer.write_one(action, env_index)
+        if rows is not None:
+            (row,) = rows
+            return row
+        half = NUM_ENVS // 2
+        reader, row_index = (self.readers[0], env_index) if env_index < half else (self.readers[1], env_index - half)
+        (row,) = reader.rows_of([row_index])
+        return row
+
+
+@given(nested_spaces, st.integers(0, 50), st.booleans(), st.permutations(range(NUM_ENVS)), st.integers(1, NUM_ENVS))
+def test_some_envs_receive_what_gymnasium_gives(
+    space: gym.Space[Any], seed: int, shared: bool, order: list[int], count: int
+) -> None:
+    """Any space, with memory or without: the first row for the first of them."""
+    env_ids = order[:count]
+    try:
+        batched = batch_space(space, count)
+        batched.seed(seed)
+        actions = batched.sample()
+        expected = expected_rows(space, count, actions)
+    except (TypeError, NotImplementedError):  # what Gymnasium cannot batch, nobody can step
+        return
+    got = Parts(space, shared=shared).of_some(actions, env_ids)
+    assert len(got) == count
+    assert all(map(equal_actions, got, expected))
+
+
+@given(nested_spaces, st.integers(0, 50), st.booleans(), st.integers(0, NUM_ENVS - 1))
+def test_one_env_receives_its_action(space: gym.Space[Any], seed: int, shared: bool, env_index: int) -> None:
+    """Whatever its space; an array of the space's dtype, or the very same."""
+    space.seed(seed)
+    action = space.sample()
+    before = copy.deepcopy(action)
+    parts = Parts(space, shared=shared)
+    try:
+        expected_rows(space, NUM_ENVS, batch_space(space, NUM_ENVS).sample())
+    except (TypeError, NotImplementedError):
+        return
+    assert equal_values(parts.of_one(action, env_index), action)
+    assert equal_actions(action, before)
+
+
+def equal_values(left: Any, right: Any) -> bool:
+    """`equal_actions`, but arrays without axes are numbers too."""
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(equal_values(left[key], right[key]) for key in left)
+    if isinstance(left, tuple):
+        return len(left) == len(right) and all(map(equal_values, left, right))
+    if isinstance(left, np.ndarray | np.generic):
+        return left.dtype == np.asarray(right).dtype and np.array_equal(left, right)
+    return equal_actions(left, right)
+
+
+@pytest.mark.parametrize("space", ARRAY_SPACES, ids=str)
+def test_rows_of_others_are_not_touched(space: gym.Space[Any]) -> None:
+    """An env that is busy reads its action when it comes to it."""
+    parts = Parts(space)
+    whole = parts.through(batch_of(space, 1))
+    sampled = batch_space(space, 1)
+    sampled.seed(9)
+    (received,) = parts.of_some(sampled.sample(), [1])
+    again = [row for reader in parts.readers for row in reader.rows()]
+    assert equal_actions(again[0], whole[0])
+    assert equal_actions(again[2], whole[2])
+    assert equal_actions(again[1], received)
+    single = copy.deepcopy(space)
+    single.seed(5)
+    received = parts.of_one(single.sample(), 2)
+    again = [row for reader in parts.readers for row in reader.rows()]
+    assert equal_actions(again[0], whole[0])
+    assert equal_actions(again[2], received)
+
+
+def test_rows_of_are_copies() -> None:
+    """In any order; the next action does not change what an env kept."""
+    pair = Parts(spaces.Box(-9, 9, (2,), np.float32))
+    pair.writer.write(np.arange(6, dtype=np.float32).reshape(3, 2))
+    kept = pair.readers[1].rows_of([1, 0])
+    pair.writer.write(np.zeros((3, 2), np.float32))
+    assert [row.tolist() for row in kept] == [[4, 5], [2, 3]]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("space", "actions", "env_ids", "expected"),
+    [
+        (DISCRETE, [0, 1], [1], "shape (1,) of int64"),
+        (DISCRETE, [0], [1, 2], "shape (2,) of int64"),
+        (DISCRETE, 0, [1], "shape (1,) of int64"),
+        (DISCRETE, [0.5], [1], "shape (1,) of int64"),
+        (BOX, np.zeros(2, np.float32), [1], "shape (1, 2) of float32"),
+        (DICT, {"a": [1]}, [1], "a value for every leaf"),
+        (spaces.Text(3), ("a", "b"), [1], "1 values, one an env"),
+    ],
+)
+def test_wrong_actions_of_some_envs(
+    space: gym.Space[Any], actions: Any, env_ids: list[int], expected: str, shared: bool
+) -> None:
+    """Refused whole, with nothing written."""
+    pair = Parts(space, shared=shared)
+    with pytest.raises(InvalidActionsError) as caught:
+        pair.writer.write(actions, env_ids)
+    assert f"expected {expected}" in str(caught.value)
+    assert np.all(pair.memory == 0x55)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("space", "action", "leaf", "expected"),
+    [
+        (DISCRETE, [0], "action", "shape () of int64"),
+        (DISCRETE, 0.5, "action", "shape () of int64"),
+        (DISCRETE, None, "action", "shape () of int64"),
+        (BOX, 1.0, "action", "shape (2,) of float32"),
+        (BOX, [[0.0, 1.0]], "action", "shape (2,) of float32"),
+        (BOX, [[0.0], [1.0, 2.0]], "action", "shape (2,) of float32"),
+        (DICT, {"a": 1, "b": ([0.0, 1.0],)}, "action['b'][1]", "a value for every leaf"),
+        (DICT, {"a": 1, "b": ([0.0, 1.0], [1])}, "action['b'][1]", "shape () of int64"),
+    ],
+)
+def test_a_wrong_action_of_one_env(space: gym.Space[Any], action: Any, leaf: str, expected: str, shared: bool) -> None:
+    """The message names the leaf; nothing was written, also of the right leaves."""
+    pair = Parts(space, shared=shared)
+    with pytest.raises(InvalidActionsError) as caught:
+        pair.writer.write_one(action, 1)
+    assert str(caught.value).startswith(f"{leaf}: expected {expected}")
+    assert np.all(pair.memory == 0x55)

@@ -50,6 +50,15 @@ EVENTS: dict[str, Callable[[EnvStates], None]] = {
     "its task gone, it answered": lambda states: states.abandon(2, [0, 1]),
     "another task gone": lambda states: states.abandon(99, [0, 1]),
     "lost": lambda states: states.break_(0, "must be built anew, since its worker died"),
+    "send it": lambda states: states.begin_send([SEQ], "send", [0]),
+    "send the other": lambda states: states.begin_send([SEQ], "send", [1]),
+    "send both": lambda states: states.begin_send([SEQ, SEQ + 1], "send", [0, 1]),
+    "check both": lambda states: states.check_idle("send", [0, 1]),
+    "step it alone": lambda states: states.begin_one(SEQ, "step", 0),
+    "step the other alone": lambda states: states.begin_one(SEQ, "step", 1),
+    "taken": lambda states: states.take([0]),
+    "taken, and ended": lambda states: states.take([0], [0]),
+    "the other taken": lambda states: states.take([1]),
 }
 
 BUSY, NEEDED = AlreadyPendingCallError, ResetNeeded
@@ -69,6 +78,15 @@ TABLE: dict[str, tuple[list[EnvState] | type[Exception], ...]] = {
     "its task gone, it answered": ([IDLE, IDLE], [IDLE, IDLE], [OWED, IDLE], [BROKEN, IDLE]),
     "another task gone": ([IDLE, IDLE], [AWAITED, IDLE], [OWED, IDLE], [BROKEN, IDLE]),
     "lost": ([BROKEN, IDLE], [BROKEN, IDLE], [BROKEN, IDLE], [BROKEN, IDLE]),
+    "send it": ([OWED, IDLE], BUSY, BUSY, NEEDED),
+    "send the other": ([IDLE, OWED], [AWAITED, OWED], [OWED, OWED], [BROKEN, OWED]),
+    "send both": ([OWED, OWED], BUSY, BUSY, NEEDED),
+    "check both": ([IDLE, IDLE], BUSY, BUSY, NEEDED),
+    "step it alone": ([AWAITED, IDLE], BUSY, BUSY, NEEDED),
+    "step the other alone": ([IDLE, AWAITED], [AWAITED, AWAITED], [OWED, AWAITED], [BROKEN, AWAITED]),
+    "taken": ([IDLE, IDLE], [AWAITED, IDLE], [IDLE, IDLE], [BROKEN, IDLE]),
+    "taken, and ended": ([BROKEN, IDLE], [BROKEN, IDLE], [BROKEN, IDLE], [BROKEN, IDLE]),
+    "the other taken": ([IDLE, IDLE], [AWAITED, IDLE], [OWED, IDLE], [BROKEN, IDLE]),
 }
 
 
@@ -294,3 +312,118 @@ def test_what_is_interrupted_must_be_reset(as_part: bool) -> None:
     assert both(states) == [BROKEN, IDLE if as_part else BROKEN]
     with pytest.raises(ResetNeeded, match="was interrupted"):
         states.begin_step(3, "step")
+
+
+# ---- envs that are stepped by themselves
+
+
+@pytest.mark.parametrize("state", [AWAITED, OWED, BROKEN], ids=lambda state: state.name.lower())
+@pytest.mark.parametrize(("has_ended", "waits_for_reset"), [(False, False), (False, True), (True, False), (True, True)])
+def test_the_answer_of_a_single_env(state: EnvState, has_ended: bool, waits_for_reset: bool) -> None:
+    """It is idle then, or broken where nobody resets it; who broke behind its answer stays broken."""
+    states = states_with(state)
+    states.settle_one(0, has_ended, waits_for_reset)
+    is_broken = state is BROKEN or (has_ended and waits_for_reset)
+    assert both(states) == [BROKEN if is_broken else IDLE, IDLE]
+    if state is BROKEN:
+        with pytest.raises(ResetNeeded, match="failed in reset"):
+            states.begin_one(SEQ, "step", 0)
+        with pytest.raises(ResetNeeded):
+            states.check_repeatable("reset", [0])
+
+
+def after_an_end(waits_for_reset: bool = False) -> EnvStates:
+    """Env 0 has ended its episode in a step of its own."""
+    states = states_with(IDLE)
+    states.begin_one(3, "step", 0)
+    states.settle_one(0, True, waits_for_reset)
+    return states
+
+
+GO_ON: dict[str, Callable[[EnvStates], None]] = {
+    "a batch": lambda states: (states.begin_step(4, "step"), states.settle(4, {}))[-1],
+    "a send": lambda states: (states.begin_send([4], "send", [0]), states.take([0]))[-1],
+    "a reset": lambda states: (states.begin_reset(4, "reset", None), states.settle(4, {}))[-1],
+    "a reset of it": lambda states: (states.begin_reset(4, "reset", [0]), states.settle(4, {}))[-1],
+}
+
+
+@pytest.mark.parametrize("go_on", GO_ON)
+def test_after_the_end_of_its_episode_only_a_batch_or_a_reset_goes_on(go_on: str) -> None:
+    """There is no autoreset of a single env; behind those it steps again."""
+    states = after_an_end()
+    for _ in range(2):
+        with pytest.raises(ResetNeeded, match="env 0 ended its episode"):
+            states.begin_one(4, "step", 0)
+        assert both(states) == [IDLE, IDLE]
+    states.begin_one(4, "step", 1)  # the other may
+    states.settle_one(1, False, False)
+    GO_ON[go_on](states)
+    states.begin_one(5, "step", 0)
+    assert both(states) == [AWAITED, IDLE]
+
+
+@pytest.mark.parametrize("go_on", ["a batch", "a send"])
+def test_where_nobody_resets_an_env_a_batch_does_not_go_on(go_on: str) -> None:
+    """It is broken, as after a batch."""
+    states = after_an_end(waits_for_reset=True)
+    with pytest.raises(ResetNeeded, match="ended its episode, and autoreset is disabled"):
+        GO_ON[go_on](states)
+    GO_ON["a reset of it"](states)
+    states.begin_one(5, "step", 0)
+
+
+def test_a_batch_after_single_steps_is_a_whole_one_again() -> None:
+    """The step path: what single envs did is written out, and all are idle at once again."""
+    states = states_with(IDLE)
+    for seq in (3, 4):
+        states.begin_step(seq * 10, "step")
+        states.settle(seq * 10, {})
+        states.begin_one(seq, "step", 1)
+        assert both(states) == [IDLE, AWAITED]
+        with pytest.raises(AlreadyPendingCallError, match="another task awaits env 1"):
+            states.begin_step(99, "step")
+        states.settle_one(1, False, False)
+        states.begin_send([50, 51], "send", [1, 0])
+        with pytest.raises(AlreadyPendingCallError) as caught:
+            states.begin_step(99, "step")
+        assert caught.value.env_ids == (0, 1)
+        states.take([0, 1])
+        assert both(states) == [IDLE, IDLE]
+
+
+def test_what_is_owed_to_whom() -> None:
+    """Each sent env by a call of its own; taking, and a reset, end it."""
+    states = states_with(IDLE)
+    states.begin_send([8, 7], "send", [1, 0])
+    assert (states.owed_to(7), states.owed_to(8), states.num_owed()) == ([0], [1], 2)
+    assert states.is_owed(0)
+    assert states.is_owed(0, 7)
+    assert not states.is_owed(0, 8)
+    states.take([0])
+    assert (states.owed_to(7), states.num_owed()) == ([], 1)
+    assert not states.is_owed(0)
+    states.begin_reset(9, "reset", [1])
+    assert states.num_owed() == 0
+    assert (states.asked_by(7), states.asked_by(8), states.asked_by(9)) == ([0], [], [1])
+
+
+def test_a_refused_send_owes_nothing() -> None:
+    """One of its envs is busy, or broken: none is sent."""
+    for state in (AWAITED, BROKEN):
+        states = states_with(state)
+        with pytest.raises((AlreadyPendingCallError, ResetNeeded)):
+            states.begin_send([SEQ, SEQ + 1], "send", [1, 0])
+        assert states.num_owed() == 0
+        states.begin_one(SEQ, "step", 1)
+
+
+def test_a_row_that_was_collected_is_one_to_repeat() -> None:
+    """The first observation of an env may come by `recv`, if its first reset was cancelled."""
+    states = EnvStates(2)
+    states.begin_reset(1, "reset", None)
+    states.abandon(1)
+    with pytest.raises(AlreadyPendingCallError):
+        states.check_repeatable("reset", [0])
+    states.take([0, 1])
+    states.check_repeatable("reset", [0, 1])
