@@ -128,10 +128,12 @@ class Mending:
         lost = list(self._workers[index].env_ids)
         told_to = [(call, mended) for call, mended in waiting if not call.is_dropped]
         told = {env_index for _, mended in told_to for env_index in mended.asked[index]}
-        given_up = any(self.restarts.is_last(env_index) for env_index in lost)
+        # Who has not told the loss before this one, while others of its worker go on, has not failed twice.
+        beside = {env_index for env_index in lost if told and env_index not in told and env_index in self._losses}
+        given_up = any(self.restarts.is_last(env_index) for env_index in lost if env_index not in beside)
         death = death.during(command, is_rebuilt=not given_up)
         for env_index in lost:
-            self.restarts.failed(env_index, _known(death))
+            self.restarts.failed(env_index, _known(death), is_counted=env_index not in beside)
         if not given_up:
             try:
                 self._replace(index, self.restarts.delay(lost), sorted(set(lost) - told))

@@ -40,9 +40,12 @@ class Restarts:
     def __repr__(self) -> str:
         return f"<Restarts failing={ {index: len(story) for index, story in self._stories.items()} }>"
 
-    def failed(self, env_index: int, failing: Failing) -> None:
-        """One more failure."""
-        self._stories.setdefault(env_index, []).append(failing)
+    def failed(self, env_index: int, failing: Failing, *, is_counted: bool = True) -> None:
+        """One more failure; one that is not counted takes the place of the last."""
+        story = self._stories.setdefault(env_index, [])
+        if story and not is_counted:
+            story.pop()
+        story.append(failing)
         self._generations[env_index] += 1
 
     def is_exhausted(self, env_index: int) -> bool:

@@ -767,6 +767,27 @@ async def test_recv_raises_a_crash_loop(failure: str, waiting: bool, mode: Autor
         assert sorted((await envs.recv(min_envs=4)).env_ids.tolist()) == [0, 1, 2, 3]
 
 
+async def test_an_env_that_waits_is_not_given_up_for_its_neighbour(tmp_path: Path) -> None:
+    """The deaths of a worker whose other env goes on in between are one failure of an env that does nothing."""
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        flaky("SIGKILL", tmp_path, AutoresetMode.NEXT_STEP, max_restarts=2) as envs,
+    ):
+        await envs.reset()
+        for generation in range(1, 6):
+            await envs[2].step(0)
+            *_, info = await envs[2].step(1)
+            assert info["generation"] == generation
+            await envs[2].reset()
+        _, reward, _, truncated, info = await envs[3].step(0)
+        assert np.isnan(reward)
+        assert truncated
+        assert isinstance(info["failure"], WorkerDied)
+        assert info["generation"] == 5
+        observation, _ = await envs[3].reset()
+        assert observation.tolist() == [3, 6, 0]
+
+
 async def test_envs_that_are_given_up_together_share_one_error(tmp_path: Path) -> None:
     """They ended with one worker: it is one story, with many indices."""
     async with (
