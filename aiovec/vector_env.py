@@ -441,7 +441,7 @@ class AsyncVectorEnv:
         """Collects the first rows of what is owed: of envs that were sent an action, and of cancelled calls.
 
         After a call that raised, the rows of the envs that did their part are there, too, until these are asked for
-        something else.
+        something else, or a reset with a `reset_mask` repeats their observations.
 
         Args:
             min_envs: Waits for so many envs; `None`: for one.

@@ -45,6 +45,8 @@ from aiovec.worker.travel import dumps_batch_reply, dumps_call_reply
 
 __all__ = ["serve"]
 
+_STEPS = (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.STEP_EACH)
+
 _LOOK_SECONDS = 250e-6  # the parent comes back within 30-100 µs, and the slowest worker keeps the others waiting
 _MOST_SKIPPED = 63  # waits without a look after many that did not pay
 
@@ -203,12 +205,12 @@ class _Server:
             self._answer(frame.seq, data)
 
     def _refusal(self, frame: Frame, exception: Exception, env_ids: Sequence[int]) -> bytes:
-        command = FrameKind(frame.kind).name.lower()
+        command = "step" if frame.kind in _STEPS else FrameKind(frame.kind).name.lower()
         exception.add_note("the worker could not read the request, or could not pickle its answer")
         failures = [self._capture(exception, env_index, command) for env_index in env_ids]
         if frame.kind == FrameKind.BUILD:
             return replies.dumps(BuildReply([], {}, None, [], failures))
-        if frame.kind in (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.STEP_EACH, FrameKind.RESET):
+        if frame.kind in _STEPS or frame.kind == FrameKind.RESET:
             return replies.dumps(BatchReply({}, failures=failures))
         return replies.dumps(CallReply([], failures))
 

@@ -30,8 +30,10 @@ from fault_envs import (
 )
 from fault_envs import hang_in_python as hang
 from flaky_envs import Flaky, raise_an_error
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from sample_envs import Counter, Raises
+from space_envs import Recorder
 
 from aiovec import (
     AlreadyPendingCallError,
@@ -497,6 +499,43 @@ async def test_several_failures_are_one_flat_group(num_workers: int) -> None:
             assert [failure.env_index for failure in failures(caught.value)] == [0, 2, 3]
             assert (await envs.recv()).env_ids.tolist() == [1]
             await nothing_pending(envs)
+
+
+class FailsToLoad:
+    """An action that pickles, but does not load in the worker."""
+
+    def __reduce__(self) -> Any:
+        return _refuse_to_load, ()
+
+
+def _refuse_to_load() -> Any:
+    raise LookupError("an action that does not load")
+
+
+@pytest.mark.parametrize("how", ["send", "step of one", "step of all"])
+async def test_actions_that_do_not_load(how: str) -> None:
+    """The envs of that request have failed in their step; the others have not."""
+    env_fns = [functools.partial(Recorder, spaces.Text(9), length=99)] * 3
+    async with asyncio.timeout(BOUND_SECONDS), vector(env_fns, 2) as envs:
+        await envs.reset()
+        with pytest.raises(LookupError, match="an action that does not load") as caught:
+            if how == "send":
+                await envs.send(("x", "y"), [0, 1])
+                await envs.send((FailsToLoad(),), [2])
+                await until_ready(envs, 3)
+                await envs.recv()
+            elif how == "step of one":
+                await envs[2].step(FailsToLoad())
+            else:
+                await envs.step(("x", "y", FailsToLoad()))
+        assert [(failure.env_index, failure.command) for failure in failures(caught.value)] == [(2, "step")]
+        with pytest.raises(ResetNeeded, match="env 2 failed in step"):
+            await envs[2].step("x")
+        if how != "step of one":
+            assert sorted((await envs.recv(min_envs=2)).env_ids.tolist()) == [0, 1]
+        await envs[2].reset()
+        await envs.step(("x", "y", "z"))
+        await nothing_pending(envs)
 
 
 _SHARED_ERROR = ValueError("one object for all")
