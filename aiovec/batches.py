@@ -275,8 +275,9 @@ class Batches:
     async def step_one(self, env_index: int, action: Any) -> Transition:
         """See `SubEnv.step`."""
         calls = self.calls
-        self.states.check_idle("step", [env_index])
         worker = self.pool.worker_of(env_index)
+        calls.raise_death_of(worker.index)
+        self.states.check_idle("step", [env_index])
         actions = self.actions.write_one(action, env_index)
         request = worker.prepare(StepEachRequest([env_index - worker.env_ids.start], False, actions))
         call = calls.post_one(worker.index, request, env_index)

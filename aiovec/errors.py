@@ -249,12 +249,12 @@ class WorkerStartError(AiovecError, RuntimeError):
 
 
 class EnvTimeoutError(AiovecError, TimeoutError):
-    """Some envs did not answer in time, and their worker was ended.
+    """Some envs did not answer in time, and their worker was ended; an `AsyncEnv` was only cancelled.
 
     Attributes:
         env_ids: The envs that did not answer.
         lost_env_ids: All envs of that worker: each needs a reset, which builds it anew. Empty at the start, where
-            nothing is left.
+            nothing is left, and for an `AsyncEnv`, whose worker lives.
         command: What they were doing.
         seconds: The limit: of one env's own call, or of the start.
         pid: The worker's process id; `None` if there were several.
@@ -511,7 +511,9 @@ def failures(exception: BaseException) -> list[Failure]:
         command, pid = (last[0].command, last[0].pid) if last else ("build", None)
         return [Failure(index, pid, command, exception) for index in exception.env_ids]
     if isinstance(exception, BaseExceptionGroup):
-        return [failure for member in exception.exceptions for failure in failures(member)]
+        # Of one dead worker each task has an exception of its own.
+        by_env = {failure.env_index: failure for member in exception.exceptions for failure in failures(member)}
+        return [by_env[env_index] for env_index in sorted(by_env)]
     return []
 
 

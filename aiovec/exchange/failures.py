@@ -128,13 +128,36 @@ def _travelling(exception: BaseException) -> Travelling:
         formatted = "".join(traceback.format_exception(exception))
     except Exception as error:  # noqa: BLE001  the user's own __str__ again
         formatted = f"<its traceback could not be formatted: {type(error).__name__}>"
+    pickled = _pickled(exception)
+    if not pickled and isinstance(exception, BaseExceptionGroup):
+        pickled = _pickled(_with_leaves_that_travel(exception))
+    return Travelling(pickled, _name(cls), _bounded(_text(exception)), _bounded(formatted))
+
+
+def _pickled(exception: BaseException) -> bytes:
+    """Empty if it cannot be pickled, or cannot be loaded as what it is."""
     try:
         pickled = pickles.dumps_with_tracebacks(exception)
-        if type(pickles.loads(pickled)) is not cls:
-            pickled = b""
+        return pickled if type(pickles.loads(pickled)) is type(exception) else b""
     except Exception:  # noqa: BLE001  this is the trial
-        pickled = b""
-    return Travelling(pickled, _name(cls), _bounded(_text(exception)), _bounded(formatted))
+        return b""
+
+
+def _with_leaves_that_travel(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The same group, with what stands for those of its members that cannot be pickled: `except*` finds the others."""
+    members: list[BaseException] = []
+    for member in group.exceptions:
+        if isinstance(member, BaseExceptionGroup):
+            members.append(_with_leaves_that_travel(member))
+        else:
+            travelling = _travelling(member)
+            members.append(member if travelling.pickled else _load(travelling))
+    derived = group.derive(members)
+    derived.__traceback__, derived.__cause__ = group.__traceback__, group.__cause__
+    derived.__context__, derived.__suppress_context__ = group.__context__, group.__suppress_context__
+    for note in getattr(group, "__notes__", ()):
+        derived.add_note(note)
+    return derived
 
 
 def _bounded(text: str) -> str:

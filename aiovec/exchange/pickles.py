@@ -173,4 +173,6 @@ def _frame_of(filename: str, name: str, lineno: int, position: _Position) -> tup
     code = next(constant for constant in module.co_consts if isinstance(constant, CodeType)).replace(co_name=name)
     instruction = next((index for index, where in enumerate(code.co_positions()) if where == position), 0)
     generator: GeneratorType[None, None, None] = FunctionType(code, {})()
-    return generator.gi_frame, 2 * instruction
+    frame = generator.gi_frame
+    assert frame is not None  # noqa: S101  it has not ended
+    return frame, 2 * instruction

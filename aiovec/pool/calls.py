@@ -130,6 +130,18 @@ class Calls:
         if self._untold:
             raise self._untold.pop(0)
 
+    def raise_death_of(self, index: int) -> None:
+        """Raises the death of a worker whose place no other has taken, to the task of one of its envs.
+
+        Raises:
+            WorkerDied: It ended, and a reset builds its envs anew.
+            EnvTimeoutError: Likewise.
+        """
+        if index in self._deaths and not self._workers[index].alive:
+            death = self._deaths[index]
+            self._untold = [untold for untold in self._untold if untold is not death]
+            raise death.during(death.command)
+
     def prepare(self, messages: Mapping[int, Any]) -> dict[int, Any]:
         """Makes a message for each of these workers ready; raises what pickling raises, before any is touched."""
         return {index: self._workers[index].prepare(message) for index, message in messages.items()}
@@ -246,6 +258,10 @@ class Calls:
         return call
 
     def _post_each(self, index: int, request: Any, calls: Sequence[PendingCall]) -> None:
+        if not self._workers[index].alive:
+            for call in calls:
+                self._fail(call, index, self._deaths[index])
+            return
         try:
             self._workers[index].post(FrameKind.STEP_EACH, calls[0].seq, HOME, request)
         except BaseException:  # a Ctrl-C in the middle of an env that lives in this process

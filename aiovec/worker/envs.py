@@ -181,6 +181,9 @@ class Envs:
             self.observations[row], info = yield from self.resetting(row, seed=seed, options=own)
             if info.__class__ is not dict or info:
                 outcome.infos.append((row, info))
+            if row in self._failed:  # it is no turn, as an autoreset is: only a failure in the very next is in a row
+                last_turn, in_a_row = self._failed[row]
+                self._failed[row] = (last_turn - 1, in_a_row)
             writer.set_outcome(row, 0.0, False, False)
             writer.set_observation(row, self.observations[row])
         except BaseException as exception:  # noqa: BLE001

@@ -320,11 +320,11 @@ def test_what_is_interrupted_must_be_reset(as_part: bool) -> None:
 @pytest.mark.parametrize("state", [AWAITED, OWED, BROKEN], ids=lambda state: state.name.lower())
 @pytest.mark.parametrize(("has_ended", "waits_for_reset"), [(False, False), (False, True), (True, False), (True, True)])
 def test_the_answer_of_a_single_env(state: EnvState, has_ended: bool, waits_for_reset: bool) -> None:
-    """It is idle then, or broken where nobody resets it; who broke behind its answer stays broken."""
+    """It is idle then, or broken where nobody resets it; what has happened behind its answer stands."""
     states = states_with(state)
-    states.settle_one(0, has_ended, waits_for_reset)
-    is_broken = state is BROKEN or (has_ended and waits_for_reset)
-    assert both(states) == [BROKEN if is_broken else IDLE, IDLE]
+    states.settle_one(2, 0, has_ended, waits_for_reset)
+    settled = BROKEN if has_ended and waits_for_reset else IDLE
+    assert both(states) == [settled if state is AWAITED else state, IDLE]
     if state is BROKEN:
         with pytest.raises(ResetNeeded, match="failed in reset"):
             states.begin_one(SEQ, "step", 0)
@@ -336,7 +336,7 @@ def after_an_end(waits_for_reset: bool = False) -> EnvStates:
     """Env 0 has ended its episode in a step of its own."""
     states = states_with(IDLE)
     states.begin_one(3, "step", 0)
-    states.settle_one(0, True, waits_for_reset)
+    states.settle_one(3, 0, True, waits_for_reset)
     return states
 
 
@@ -357,7 +357,7 @@ def test_after_the_end_of_its_episode_only_a_batch_or_a_reset_goes_on(go_on: str
             states.begin_one(4, "step", 0)
         assert both(states) == [IDLE, IDLE]
     states.begin_one(4, "step", 1)  # the other may
-    states.settle_one(1, False, False)
+    states.settle_one(4, 1, False, False)
     GO_ON[go_on](states)
     states.begin_one(5, "step", 0)
     assert both(states) == [AWAITED, IDLE]
@@ -383,7 +383,7 @@ def test_a_batch_after_single_steps_is_a_whole_one_again() -> None:
         assert both(states) == [IDLE, AWAITED]
         with pytest.raises(AlreadyPendingCallError, match="another task awaits env 1"):
             states.begin_step(99, "step")
-        states.settle_one(1, False, False)
+        states.settle_one(seq, 1, False, False)
         states.begin_send([50, 51], "send", [1, 0])
         with pytest.raises(AlreadyPendingCallError) as caught:
             states.begin_step(99, "step")
