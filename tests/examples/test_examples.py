@@ -16,6 +16,9 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ENDS_WITHIN_SECONDS = 5.0
+TOOL_ROW = re.compile(
+    r"^ (quick|slow|failing|hanging|new env) +(\d+)(?: +[\d.]+ s){3} +(\d+) +(\d+) +(\d+) *$", re.MULTILINE
+)
 
 
 def run(tmp_path: Path, name: str, *arguments: str) -> str:
@@ -123,3 +126,31 @@ def test_demo_ends_cleanly_at_ctrl_c(tmp_path: Path, moment: str) -> None:
     assert printed.splitlines()[-1] == "stopped by Ctrl-C; every worker has ended"
     assert seconds < ENDS_WITHIN_SECONDS
     assert not (tmp_path / "out").exists()
+
+
+def test_tool_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tool has its own outcome, each failure its new env, and nothing is left: no worker, no open question."""
+    needs("aiohttp", "rich")
+    monkeypatch.setenv("AIOVEC_TEST_MARK", str(tmp_path))
+    arguments = ["--num-agents=6", "--num-workers=2", "--steps=6", "--slow-seconds=0.01", "--step-timeout=2"]
+    printed = run(tmp_path, "tool_agents.py", *arguments)
+    assert "6 agents in 2 workers use the tools at http://127.0.0.1:" in printed
+    rows = {what: tuple(map(int, counts)) for what, *counts in TOOL_ROW.findall(printed)}
+    quick, slow, failing, hanging, new_env = (
+        rows[what][0] for what in ("quick", "slow", "failing", "hanging", "new env")
+    )
+    assert quick + slow + failing + hanging == 6 * 6
+    assert min(quick, slow, failing, hanging) > 0
+    assert rows["quick"] == (quick, quick, 0, 0)  # times, answered, HTTP 500, timed out
+    assert rows["slow"] == (slow, slow, 0, 0)
+    assert rows["failing"] == (failing, 0, failing, 0)
+    assert rows["hanging"] == (hanging, 0, 0, hanging)
+    assert new_env == failing + hanging
+    assert rows["new env"] == (new_env, new_env, 0, 0)
+    assert f"Envs were built anew {new_env} times." in printed
+    assert re.search(r"All agents together waited [\d.]+ s, within [\d.]+ s: \d+ times as much\.", printed)
+    match = re.search(r"asked (\d+) questions, up to (\d+) at once; 0 are still open\.", printed)
+    assert match is not None
+    assert 3 * (36 - failing) < int(match[1]) <= 3 * 36  # a failure may end the other questions of its step unasked
+    assert int(match[2]) > 3  # more than one agent's
+    assert workers_of(f"AIOVEC_TEST_MARK={tmp_path}") == set()
