@@ -30,9 +30,44 @@ def run(tmp_path: Path, name: str, *arguments: str) -> str:
     return ended.stdout
 
 
-def needs(*modules: str) -> None:
+def interrupt(
+    tmp_path: Path, moment: str, name: str, *arguments: str, within_seconds: float = ENDS_WITHIN_SECONDS
+) -> list[str]:
+    """Sends a Ctrl-C to an example that has printed something; the lines it printed after that, once it ended."""
+    mark = f"AIOVEC_TEST_MARK={tmp_path}"
+    with subprocess.Popen(
+        [sys.executable, "-u", str(EXAMPLES / name), *arguments],
+        cwd=tmp_path,
+        env=os.environ | dict([mark.split("=")]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as example:
+        too_late = threading.Timer(60, example.kill)
+        too_late.start()
+        try:
+            assert example.stdout is not None
+            assert any(moment in line for line in example.stdout)
+            while not workers_of(mark):
+                assert example.poll() is None
+                time.sleep(0.005)
+            begin = time.monotonic()
+            example.send_signal(signal.SIGINT)
+            printed, errors = example.communicate()
+            seconds = time.monotonic() - begin
+        finally:
+            too_late.cancel()
+            example.kill()
+    assert workers_of(mark) == set()
+    assert example.returncode == 130, errors
+    assert errors == ""
+    assert seconds < within_seconds
+    return printed.splitlines()
+
+
+def needs(*modules: str, extras: str = "examples") -> None:
     for module in modules:
-        pytest.importorskip(module, reason=f"the example draws or plays with {module}: pip install 'aiovec[examples]'")
+        pytest.importorskip(module, reason=f"the example imports {module}: pip install 'aiovec[{extras}]'")
 
 
 def assert_is_picture(path: Path, *, colours: int) -> None:
@@ -96,35 +131,8 @@ def test_demo(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["starting the workers", "CartPole"], ids=["while it starts", "while it plays"])
 def test_demo_ends_cleanly_at_ctrl_c(tmp_path: Path, moment: str) -> None:
     needs("ale_py", "matplotlib", "pygame", "rich")
-    mark = f"AIOVEC_TEST_MARK={tmp_path}"
-    with subprocess.Popen(
-        [sys.executable, "-u", str(EXAMPLES / "demo.py"), "--seconds", "60", "--num-cartpoles", "4"],
-        cwd=tmp_path,
-        env=os.environ | dict([mark.split("=")]),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as demo:
-        too_late = threading.Timer(60, demo.kill)
-        too_late.start()
-        try:
-            assert demo.stdout is not None
-            assert any(moment in line for line in demo.stdout)
-            while not workers_of(mark):
-                assert demo.poll() is None
-                time.sleep(0.005)
-            begin = time.monotonic()
-            demo.send_signal(signal.SIGINT)
-            printed, errors = demo.communicate()
-            seconds = time.monotonic() - begin
-        finally:
-            too_late.cancel()
-            demo.kill()
-    assert workers_of(mark) == set()
-    assert demo.returncode == 130, errors
-    assert errors == ""
-    assert printed.splitlines()[-1] == "stopped by Ctrl-C; every worker has ended"
-    assert seconds < ENDS_WITHIN_SECONDS
+    printed = interrupt(tmp_path, moment, "demo.py", "--seconds", "60", "--num-cartpoles", "4")
+    assert printed[-1] == "stopped by Ctrl-C; every worker has ended"
     assert not (tmp_path / "out").exists()
 
 
@@ -154,3 +162,70 @@ def test_tool_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 3 * (36 - failing) < int(match[1]) <= 3 * 36  # a failure may end the other questions of its step unasked
     assert int(match[2]) > 3  # more than one agent's
     assert workers_of(f"AIOVEC_TEST_MARK={tmp_path}") == set()
+
+
+def needs_torch() -> None:
+    needs("matplotlib", "rich", "torch", extras="examples,torch")
+
+
+def mean_return_of(line: str) -> float:
+    return float(line.rpartition("mean return of the last 100: ")[2])
+
+
+def test_actor_learner(tmp_path: Path) -> None:
+    """A policy that has learned nothing has a mean return of 22."""
+    needs_torch()
+    *_, ended, checkpoint, picture = run(tmp_path, "actor_learner.py", "--solved-return=60").splitlines()
+    assert ended.startswith("solved: ")
+    assert mean_return_of(ended) >= 60
+    assert (checkpoint, picture) == ("Checkpoint: out/actor-learner.pt", "Picture: out/actor-learner.png")
+    assert_is_picture(tmp_path / "out/actor-learner.png", colours=8)
+
+    arguments = ["--resume=out/actor-learner.pt", "--output=later", "--learning-rate=0", "--max-steps=6000"]
+    *_, ended, _checkpoint, _picture = run(tmp_path, "actor_learner.py", *arguments).splitlines()
+    assert ended.startswith("not solved: ")
+    assert mean_return_of(ended) > 40
+    assert (tmp_path / "later/actor-learner.pt").stat().st_size > 0
+
+
+def test_actor_learner_saves_at_ctrl_c(tmp_path: Path) -> None:
+    needs_torch()
+    printed = interrupt(tmp_path, "env steps in", "actor_learner.py", within_seconds=20)  # it still draws
+    *_, ended, checkpoint, picture = printed
+    assert sum("Ctrl-C" in line for line in printed) == 1
+    assert ended.startswith("stopped by Ctrl-C, every worker has ended: ")
+    assert (checkpoint, picture) == ("Checkpoint: out/actor-learner.pt", "Picture: out/actor-learner.png")
+    assert (tmp_path / "out/actor-learner.pt").stat().st_size > 0
+    assert_is_picture(tmp_path / "out/actor-learner.png", colours=8)
+
+
+def test_actor_learner_names_the_env_that_fails(tmp_path: Path) -> None:
+    needs_torch()
+    (tmp_path / "brittle.py").write_text(
+        """if True:
+        import gymnasium as gym
+        from gymnasium.envs.classic_control import CartPoleEnv
+
+        class Brittle(CartPoleEnv):
+            def step(self, action):
+                if self.np_random_seed == 3:  # that of env 2
+                    raise OSError("the pole broke")
+                return super().step(action)
+
+        gym.register("Brittle-v0", Brittle, max_episode_steps=500)
+        """
+    )
+    mark, path = f"AIOVEC_TEST_MARK={tmp_path}", filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])
+    ended = subprocess.run(
+        [sys.executable, str(EXAMPLES / "actor_learner.py"), "--env-id=brittle:Brittle-v0", "--num-envs=4"],
+        cwd=tmp_path,
+        env=os.environ | dict([mark.split("=")]) | {"PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "env 2 failed in step: the pole broke" in ended.stdout
+    assert "brittle.py" in ended.stderr  # the worker's own frame
+    assert workers_of(mark) == set()
