@@ -136,53 +136,52 @@ class AsyncLane:
         return self._rows[row]
 
     async def _drive(self, row: int, job: _Job) -> None:
+        """The same as `turns.drive`, with what is awaited."""
+        turn, doing, clock = job.turn, self._doing, time.perf_counter
         spent = 0.0
         is_step = False
         try:
-            phase, function = next(job.turn)
+            phase, function = next(turn)
             while True:
-                began = time.perf_counter()
+                began = clock()
                 try:
-                    returned = await self._call(row, phase, function, job)
+                    if job.is_cancelled and phase is not Phase.CLOSE:
+                        raise asyncio.CancelledError
+                    if phase is Phase.BUILD:
+                        returned = await self._build(function)
+                    else:
+                        code = doing_code(row, phase)
+                        doing[1] += 1
+                        doing[0] = code
+                        try:
+                            returned = function()
+                        finally:
+                            doing[0] = IDLE
+                        if inspect.isawaitable(returned):
+                            watched = _Watched(returned, code, doing)
+                            is_limited = self._step_timeout is not None and phase is not Phase.CLOSE
+                            returned = await (self._in_time(row, phase, watched, code) if is_limited else watched)
                 except asyncio.CancelledError as error:
                     task = asyncio.current_task()
                     assert task is not None  # noqa: S101
-                    if not (job.is_cancelled or task.cancelling()):  # the env's own
-                        phase, function = job.turn.throw(error)
-                        continue
-                    phase, function = job.turn.throw(TurnCancelled())
+                    is_ours = job.is_cancelled or task.cancelling()  # else it is the env's own
+                    phase, function = turn.throw(TurnCancelled() if is_ours else error)
                 except BaseException as error:  # noqa: BLE001  the turn decides
-                    phase, function = job.turn.throw(error)
+                    phase, function = turn.throw(error)
                 else:
-                    spent += time.perf_counter() - began
+                    spent += clock() - began
                     is_step = is_step or phase is Phase.STEP
-                    phase, function = job.turn.send(returned)
+                    phase, function = turn.send(returned)
         except StopIteration:
             if is_step:
                 self._clock.turn(row, spent)
             job.ended()
 
-    async def _call(self, row: int, phase: Phase, function: Callable[[], Any], job: _Job) -> Any:
-        if job.is_cancelled and phase is not Phase.CLOSE:
-            raise asyncio.CancelledError
+    async def _build(self, function: Callable[[], Any]) -> Any:
+        """As at the start `__init__` runs on no loop."""
         if isinstance(function, Pause):
             return await asyncio.sleep(function.seconds)
-        if phase is Phase.BUILD:  # as at the start: `__init__` runs on no loop
-            return await self._loop.run_in_executor(None, function)
-        code = doing_code(row, phase)
-        doing = self._doing
-        doing[1] += 1
-        doing[0] = code
-        try:
-            returned = function()
-        finally:
-            doing[0] = IDLE
-        if not inspect.isawaitable(returned):
-            return returned
-        watched = _Watched(returned, code, doing)
-        if self._step_timeout is None or phase is Phase.CLOSE:
-            return await watched
-        return await self._in_time(row, phase, watched, code)
+        return await self._loop.run_in_executor(None, function)
 
     async def _in_time(self, row: int, phase: Phase, watched: _Watched, code: int) -> Any:
         limit = self._step_timeout

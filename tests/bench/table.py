@@ -141,6 +141,90 @@ def start_cost(rounds: int, turn: Callable[[], None]) -> tuple[float, float]:
     return statistics.median(starts), statistics.median(imports)
 
 
+def parts_of_limit(rounds: int, turn: Callable[[], None]) -> float:
+    """8 Breakout, `recv(min_envs=4)`: how many times the lock-step limit; median of the rounds' ratios."""
+    rows = contestants.action_rows(bench_envs.breakout, 8)
+    processes = contestants.Processes(bench_envs.breakout, 8, NUM_WORKERS, rows)
+    ours = contestants.Aiovec(bench_envs.breakout, 8, NUM_WORKERS, rows)
+    ratios = []
+    for _ in range(rounds):
+        before = processes.run(400, contestants.LOCK_STEP)
+        own = ours.run_parts(400, 4)
+        ratios.append((before + processes.run(400, contestants.LOCK_STEP)) / 2 / own)
+        turn()
+    ours.close()
+    processes.close()
+    return statistics.median(ratios)
+
+
+def share_of_ideal(
+    rounds: int,
+    turn: Callable[[], None],
+    env_fn: Any,
+    num_envs: int,
+    runs: dict[str, Callable[[contestants.Aiovec, int], float]],
+    **options: Any,
+) -> dict[str, float]:
+    """Envs that wait 10 ms a step, in the mean: how many steps of those that they could make they do make."""
+    rows = contestants.action_rows(bench_envs.Trivial, num_envs)
+    ours = contestants.Aiovec(env_fn, num_envs, options.pop("num_workers"), rows, **options)
+    shares: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            shares[name].append(100 * 0.01 / run(ours, 100))
+        turn()
+    ours.close()
+    return {name: statistics.median(of_rounds) for name, of_rounds in shares.items()}
+
+
+def cost_of_single_steps(rounds: int, turn: Callable[[], None]) -> tuple[float, float]:
+    """64 CartPole: seconds of an env-step in 64 tasks, and in whole batches."""
+    rows = contestants.action_rows(bench_envs.cartpole, 64)
+    ours = contestants.Aiovec(bench_envs.cartpole, 64, NUM_WORKERS, rows)
+    tasks, batches = [], []
+    for _ in range(rounds):
+        tasks.append(ours.run_tasks(150) / 150 / 64)
+        batches.append(ours.run(600) / 600 / 64)
+        turn()
+    ours.close()
+    return statistics.median(tasks), statistics.median(batches)
+
+
+def first_come_first_served(rounds: int, progress: Progress) -> list[tuple[str, str, str]]:
+    """Rows of what does not go in lock-step."""
+
+    def task(name: str) -> Callable[[], None]:
+        number = progress.add_task(name, total=rounds)
+        return lambda: progress.advance(number)
+
+    step = contestants.Aiovec.run
+    of_limit = parts_of_limit(rounds, task("8 Breakout, recv"))
+    runs = {"step": step, "recv": lambda ours, steps: ours.run_parts(steps, 4)}
+    by_process = share_of_ideal(rounds, task("16 waiting"), bench_envs.exponential, 16, runs, num_workers=16)
+    threads = {"num_workers": NUM_WORKERS, "threads_per_worker": 8}
+    by_thread = share_of_ideal(rounds, task("16 in threads"), bench_envs.exponential, 16, runs, **threads)
+    runs = {
+        "step": step,
+        "recv": lambda ours, steps: ours.run_parts(steps, 32),
+        "tasks": lambda ours, steps: ours.run_tasks(steps),
+    }
+    asynchronous = share_of_ideal(
+        rounds, task("256 AsyncEnvs"), bench_envs.async_sleeps, 256, runs, num_workers=NUM_WORKERS
+    )
+    single, batch = cost_of_single_steps(rounds, task("64 tasks"))
+    return [
+        ("`recv(min_envs=4)`, 8 Breakout", f"{of_limit:.2f} × the lock-step limit", "> 1"),
+        ("`recv(min_envs=4)`, 16 envs, exponential 10 ms, 16 workers", _shares(by_process), "≥ 0.70"),
+        ("the same, 2 workers of 8 threads", _shares(by_thread), "≥ 0.70"),
+        ("256 `AsyncEnv`s, 10 ms, 2 workers", _shares(asynchronous), "≥ 0.90"),
+        ("64 CartPole in 64 tasks", f"{single * 1e6:.1f} µs an env-step; `step`: {batch * 1e6:.1f} µs", ""),
+    ]
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return ", ".join(f"`{name}` {share:.2f}" for name, share in shares.items()) + " of ideal"
+
+
 def main() -> None:
     """Measures, and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -165,7 +249,11 @@ def main() -> None:
             start, imported = start_cost(arguments.rounds, lambda: progress.advance(task))
             ratio = f"{start * 1e3:.0f} ms = {start / imported:.2f} × `import gymnasium`"
             extra.append(("start of 2 workers", ratio, "≤ 1.5 ×"))
-    extra.append(("longest gap of a 5 ms heartbeat", f"{max(m.longest_gap for m in measured) * 1e3:.0f} ms", "≤ 50 ms"))
+        if not arguments.only or arguments.only in "first come, first served":
+            extra += first_come_first_served(max(arguments.rounds // 2, 2), progress)
+    if measured:
+        longest_gap = max(m.longest_gap for m in measured)
+        extra.append(("longest gap of a 5 ms heartbeat", f"{longest_gap * 1e3:.0f} ms", "≤ 50 ms"))
     by_size = {m.work.num_envs: m.ours / m.work.num_envs for m in measured}
     if {1024, 4096} <= set(by_size):
         extra.append(("cost of an env-step, 4096 against 1024", f"{by_size[4096] / by_size[1024]:.2f} ×", "≤ 1.1 ×"))
