@@ -8,9 +8,12 @@ worker, load included, so the parent never fails to read a reply; what does not 
 from __future__ import annotations
 
 import enum
+import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from aiovec.errors import ClosedEnvironmentError, Failure, RemoteError, add_note, mark_failures
@@ -25,9 +28,11 @@ __all__ = [
     "as_one_exception",
     "capture",
     "restore",
+    "without_our_frames",
     "wrap",
 ]
 
+_OUR_FOLDER = f"{Path(__file__).parents[1]}{os.sep}"
 _MOST_FRAMES = 20
 _LONGEST_VALUE = 200  # characters
 _LONGEST_TEXT = 10_000
@@ -219,6 +224,13 @@ def wrap(exception: BaseException) -> Exception:
     raised = RemoteError(_name(type(exception)), _text(exception))
     raised.__cause__ = exception
     return raised
+
+
+def without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback from the first frame on that is not aiovec's own."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OUR_FOLDER):
+        traceback = traceback.tb_next
+    return traceback
 
 
 def as_one_exception(command: str, records: Sequence[FailureRecord]) -> Exception:

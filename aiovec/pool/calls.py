@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from aiovec.errors import AlreadyPendingCallError, ClosedEnvironmentError, CrashLoopError, NoAsyncCallError
+from aiovec.errors import AlreadyPendingCallError, ClosedEnvironmentError, CrashLoopError, NoAsyncCallError, failures
+from aiovec.exchange.failures import without_our_frames
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.messages import ResetRequest
 from aiovec.exchange.reply_area import ReplyArea
@@ -326,10 +327,12 @@ class Calls:
         """The result of a batch that was answered; whatever goes wrong in it, no env stays awaited."""
         try:
             return result(call, replies)
-        except BaseException:
+        except BaseException as error:
             self.states.interrupt(call.seq)
             if call.seq in self.pending and not call.is_abandoned:
                 self._forget(call)
+            if failures(error):  # the worker's frames are to follow those of the user's call
+                error.__traceback__ = without_our_frames(error.__traceback__)
             raise
 
     def read(self, call: PendingCall) -> list[Any]:

@@ -19,7 +19,7 @@ from aiovec.errors import InvalidEnvResultError
 from aiovec.exchange import infos as infos_
 from aiovec.exchange import packed_infos
 from aiovec.exchange.black_box import IDLE
-from aiovec.exchange.failures import FailureRecord
+from aiovec.exchange.failures import FailureRecord, without_our_frames
 from aiovec.exchange.messages import (
     BatchReply,
     BuildReply,
@@ -41,7 +41,6 @@ Capture = Callable[[BaseException, int, str], FailureRecord]
 Transition = tuple[Any, Any, Any, Any, dict[str, Any]]
 
 _PENDING: Any = object()  # no transition yet: what is raised now is the env's own
-_OUR_FRAMES = __file__.rpartition("/")[0]
 
 _Reply = TypeVar("_Reply")
 
@@ -307,14 +306,7 @@ class EnvHost:
         return [self._fail(errors[row], self.env_ids[row], command) for row in sorted(errors)]
 
     def _fail(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
-        traceback = exception.__traceback__
-        while (
-            traceback is not None
-            and traceback.tb_next is not None
-            and traceback.tb_frame.f_code.co_filename.startswith(_OUR_FRAMES)
-        ):
-            traceback = traceback.tb_next  # our own frames tell the user nothing
-        exception.__traceback__ = traceback
+        exception.__traceback__ = without_our_frames(exception.__traceback__) or exception.__traceback__
         return self._capture(exception, env_index, command)
 
     # ---- calls
