@@ -127,7 +127,7 @@ class Batches:
         self.pool.replace_dead(requests)
         seq = calls.next_seq()
         # With a mask all rows are answered, but only the masked envs change their state.
-        states.begin_reset(seq, "reset", target.reset_ids)
+        states.begin_reset(seq, "reset", target.reset_ids, target.unmasked)
         call = calls.post_reset(seq, prepared, requests, target.part, target.reset_ids)
         replies: list[BatchReply | None] = await calls.answered(call)
         return calls.completed(call, result, replies)

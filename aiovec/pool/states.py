@@ -54,6 +54,7 @@ class EnvStates:
         self._callers = np.zeros(num_envs, dtype=np.int64)  # the number of the call that has or had each env
         self._observed = np.zeros(num_envs, dtype=np.bool_)  # whether it ever gave an observation
         self._is_all_observed = False
+        self._repeated: dict[int, frozenset[int]] = {}  # by call: envs whose row its answer repeats
         self._ended_alone: set[int] = set()  # idle, and to be reset by the next batch
         # The step path: while all envs are idle, or all awaited by one call, only this says so. The arrays hold
         # what they held before until `_spread` writes it out, and everything that reads them calls that first.
@@ -84,8 +85,10 @@ class EnvStates:
             self._ended_alone.clear()
         self._begin_all(seq)
 
-    def begin_reset(self, seq: int, command: str, env_ids: Sequence[int] | None) -> None:
+    def begin_reset(self, seq: int, command: str, env_ids: Sequence[int] | None, repeated: Sequence[int] = ()) -> None:
         """All envs, or some: idle, owed or broken → awaited. What is owed to them is thereby discarded.
+
+        Others may be part of the answer, which repeats their last row: until it is taken, no call may write that.
 
         Raises:
             AlreadyPendingCallError: Some are awaited.
@@ -97,6 +100,8 @@ class EnvStates:
             self._begin_all(seq)
             return
         self._ended_alone.difference_update(env_ids)
+        if repeated:
+            self._repeated[seq] = frozenset(repeated)
         self._all_idle = False
         self._caller_of_all = 0
         self._states[env_ids] = _AWAITED
@@ -113,7 +118,7 @@ class EnvStates:
         """
         self._spread()
         states = self._states
-        if states[env_ids[0]] if len(env_ids) == 1 else states[env_ids].any():
+        if (states[env_ids[0]] if len(env_ids) == 1 else states[env_ids].any()) or self._repeated:
             self._refuse_busy(command, (_AWAITED, _OWED), env_ids)
             self._refuse_broken(command, env_ids)
 
@@ -199,6 +204,7 @@ class EnvStates:
             self._all_idle, self._caller_of_all = True, 0
             return
         self._spread()
+        self._repeated.pop(seq, None)
         self._caller_of_all = 0
         mine = self._mine(seq, _AWAITED)
         self._states[mine] = _IDLE
@@ -215,6 +221,7 @@ class EnvStates:
     def abandon(self, seq: int, answered: Sequence[int] = ()) -> None:
         """The waiting task is gone: awaited → owed, and those that count as answered → idle."""
         self._spread()
+        self._repeated.pop(seq, None)
         self._caller_of_all = 0
         mine = self._mine(seq, _AWAITED)
         self._states[mine] = _OWED
@@ -225,6 +232,7 @@ class EnvStates:
     def interrupt(self, seq: int) -> None:
         """Nobody will take the answer of this call, or any of it: awaited → broken."""
         self._spread()
+        self._repeated.pop(seq, None)
         for env_index in np.flatnonzero(self._mine(seq, _AWAITED)).tolist():
             self.break_(env_index, "did not end: the call was interrupted")
 
@@ -283,14 +291,16 @@ class EnvStates:
     def _refuse_busy(self, command: str, states: tuple[int, ...], env_ids: Sequence[int] | None) -> None:
         if self._all_idle:
             return
+        repeated = [env_index for of_call in self._repeated.values() for env_index in of_call]
         busy = np.isin(self._states, states)
+        busy[repeated] = True
         if env_ids is not None:
             chosen = np.zeros_like(busy)
             chosen[env_ids] = True
             busy &= chosen
         if busy.any():
             ids = np.flatnonzero(busy)
-            awaited = ids[self._states[ids] == _AWAITED]
+            awaited = ids[(self._states[ids] == _AWAITED) | np.isin(ids, repeated)]
             owed = not len(awaited)
             raise AlreadyPendingCallError(command, (ids if owed else awaited).tolist(), owed)
 

@@ -427,3 +427,26 @@ def test_a_row_that_was_collected_is_one_to_repeat() -> None:
         states.check_repeatable("reset", [0])
     states.take([0, 1])
     states.check_repeatable("reset", [0, 1])
+
+
+@pytest.mark.parametrize("end", ["settle", "abandon", "interrupt"])
+def test_a_row_that_is_repeated_is_not_written_meanwhile(end: str) -> None:
+    """By a send, a single step, a reset or another mask; nor is the env reset, which would write it, too."""
+    states = states_with(IDLE)
+    states.begin_reset(3, "reset", [0], repeated=[1])
+    for begin in (
+        lambda: states.begin_send([9], "send", [1]),
+        lambda: states.begin_one(9, "step", 1),
+        lambda: states.begin_reset(9, "reset", [1]),
+        lambda: states.check_repeatable("reset", [1]),
+    ):
+        with pytest.raises(AlreadyPendingCallError, match="another task awaits env 1"):
+            begin()
+    assert both(states) == [AWAITED, IDLE]
+    {
+        "settle": lambda: states.settle(3, {}),
+        "abandon": lambda: states.abandon(3),
+        "interrupt": lambda: states.interrupt(3),
+    }[end]()
+    states.begin_one(9, "step", 1)
+    assert both(states)[1] == AWAITED
