@@ -123,6 +123,7 @@ def coverage(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The table of the README, interleaved with bare processes and Gymnasium's AsyncVectorEnv."""
     _install(session, "bench")
+    session.install("--quiet", "envpool", success_codes=[0, 1])  # shown beside ours where it can be had
     session.run("python", "tests/bench/table.py", *session.posargs)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import importlib.util
 import os
 import platform
 import statistics
@@ -141,20 +142,24 @@ def start_cost(rounds: int, turn: Callable[[], None]) -> tuple[float, float]:
     return statistics.median(starts), statistics.median(imports)
 
 
-def parts_of_limit(rounds: int, turn: Callable[[], None]) -> float:
-    """8 Breakout, `recv(min_envs=4)`: how many times the lock-step limit; median of the rounds' ratios."""
+def parts_of_limit(rounds: int, turn: Callable[[], None]) -> tuple[float, float | None]:
+    """8 Breakout, `recv(min_envs=4)`: how many times the lock-step limit, ours and EnvPool's, if that is there."""
     rows = contestants.action_rows(bench_envs.breakout, 8)
     processes = contestants.Processes(bench_envs.breakout, 8, NUM_WORKERS, rows)
     ours = contestants.Aiovec(bench_envs.breakout, 8, NUM_WORKERS, rows)
-    ratios = []
+    theirs = contestants.EnvPool.of_breakout(8, 4, NUM_WORKERS) if importlib.util.find_spec("envpool") else None
+    ratios, their_ratios = [], []
     for _ in range(rounds):
         before = processes.run(400, contestants.LOCK_STEP)
         own = ours.run_parts(400, 4)
-        ratios.append((before + processes.run(400, contestants.LOCK_STEP)) / 2 / own)
+        other = theirs.run_parts(400) if theirs is not None else float("nan")
+        limit = (before + processes.run(400, contestants.LOCK_STEP)) / 2
+        ratios.append(limit / own)
+        their_ratios.append(limit / other)
         turn()
     ours.close()
     processes.close()
-    return statistics.median(ratios)
+    return statistics.median(ratios), statistics.median(their_ratios) if theirs is not None else None
 
 
 def share_of_ideal(
@@ -198,7 +203,7 @@ def first_come_first_served(rounds: int, progress: Progress) -> list[tuple[str, 
         return lambda: progress.advance(number)
 
     step = contestants.Aiovec.run
-    of_limit = parts_of_limit(rounds, task("8 Breakout, recv"))
+    of_limit, of_limit_envpool = parts_of_limit(rounds, task("8 Breakout, recv"))
     runs = {"step": step, "recv": lambda ours, steps: ours.run_parts(steps, 4)}
     by_process = share_of_ideal(rounds, task("16 waiting"), bench_envs.exponential, 16, runs, num_workers=16)
     threads = {"num_workers": NUM_WORKERS, "threads_per_worker": 8}
@@ -212,8 +217,9 @@ def first_come_first_served(rounds: int, progress: Progress) -> list[tuple[str, 
         rounds, task("256 AsyncEnvs"), bench_envs.async_sleeps, 256, runs, num_workers=NUM_WORKERS
     )
     single, batch = cost_of_single_steps(rounds, task("64 tasks"))
+    envpool = "" if of_limit_envpool is None else f" (EnvPool, threads in C++: {of_limit_envpool:.2f})"
     return [
-        ("`recv(min_envs=4)`, 8 Breakout", f"{of_limit:.2f} × the lock-step limit", "> 1"),
+        ("`recv(min_envs=4)`, 8 Breakout", f"{of_limit:.2f} × the lock-step limit{envpool}", "> 1"),
         ("`recv(min_envs=4)`, 16 envs, exponential 10 ms, 16 workers", _shares(by_process), "≥ 0.70"),
         ("the same, 2 workers of 8 threads", _shares(by_thread), "≥ 0.70"),
         ("256 `AsyncEnv`s, 10 ms, 2 workers", _shares(asynchronous), "≥ 0.90"),
