@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         np_random: np.random.Generator
 
         @property
+        def np_random_seed(self) -> int | None: ...
+        @property
         def unwrapped(self) -> gym.Env[_Observation, _Action]: ...
         def has_wrapper_attr(self, name: str) -> bool: ...
         def get_wrapper_attr(self, name: str) -> Any: ...
@@ -113,6 +115,20 @@ class AsyncTimeLimit(AsyncEnv[Any, Any]):
     def unwrapped(self) -> gym.Env[Any, Any]:
         """The env itself."""
         return self.env.unwrapped
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        """Of the env."""
+        return self.env.np_random
+
+    @np_random.setter
+    def np_random(self, value: np.random.Generator) -> None:
+        self.env.np_random = value
+
+    @property
+    def np_random_seed(self) -> int | None:
+        """Of the env."""
+        return self.env.np_random_seed
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Sets an attribute of the env."""

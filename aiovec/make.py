@@ -88,8 +88,9 @@ class _EnvMaker:
         env: Any = gym.make(self.spec, **self.env_kwargs)
         if isinstance(env.unwrapped, AsyncEnv):  # Gymnasium's own wrappers cannot await
             env = env.unwrapped
-            if self.spec.max_episode_steps is not None:
-                env = AsyncTimeLimit(env, self.spec.max_episode_steps)
+            limit = self.env_kwargs.get("max_episode_steps") or self.spec.max_episode_steps
+            if limit is not None and limit != -1:  # as in `gymnasium.make`
+                env = AsyncTimeLimit(env, limit)
         for wrapper in self.wrappers:
             env = wrapper(env)
         return env  # type: ignore[no-any-return]  # one of the two
