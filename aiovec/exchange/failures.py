@@ -236,6 +236,8 @@ def without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
 def as_one_exception(command: str, records: Sequence[FailureRecord]) -> Exception:
     """What to raise for failed envs: one exception is itself, several are a group in ascending env index."""
     records = sorted(records, key=lambda record: record.env_index)
+    if all(record.kind is Failed.CANCELLED for record in records):
+        return restore(records[0])  # the vector was closed: that is one thing, however many envs were at work
     exceptions = [restore(record) for record in records]
     if len(exceptions) == 1:
         return exceptions[0]
