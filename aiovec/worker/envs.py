@@ -89,8 +89,14 @@ class Envs:
         for name in ("observation_space", "action_space"):
             if not isinstance(getattr(env, name, None), gym.Space):
                 raise TypeError(f"{env!r} has no {name}: set it in its class, or in __init__, to a gymnasium.Space")
-        self.envs[row] = env
         self.is_async[row] = isinstance(env, AsyncEnv)
+        unwrapped: Any = env.unwrapped
+        if isinstance(unwrapped, AsyncEnv) and not self.is_async[row]:
+            raise TypeError(
+                f"env_fns[{env_index}] returned {env!r}: a wrapper that cannot await the AsyncEnv in it. "
+                "Leave it out (`aiovec.make_vec` does), or make it an AsyncEnv itself."
+            )
+        self.envs[row] = env
         self.calls[row] = env.step
 
     def forget_env_fns(self) -> None:
@@ -129,7 +135,7 @@ class Envs:
                 outcome.infos.append((row, info))
             writer.set_observation(row, self.observations[row])
         except BaseException as exception:  # noqa: BLE001
-            outcome.errors[row] = exception
+            self._fail(row, exception, outcome)
 
     def _stepping(self, row: int, action: Any, writer: RowWriter) -> Turn[dict[str, Any]]:
         transition = yield EnvCall(Phase.STEP, functools.partial(self.calls[row], action))
@@ -187,7 +193,7 @@ class Envs:
             writer.set_outcome(row, 0.0, False, False)
             writer.set_observation(row, self.observations[row])
         except BaseException as exception:  # noqa: BLE001
-            outcome.errors[row] = exception
+            self._fail(row, exception, outcome)
 
     def _building_anew(self, row: int) -> Turn[None]:
         error = self._unbuilt[row]
@@ -196,7 +202,7 @@ class Envs:
             raise error
         if self.envs[row] is not _NO_ENV:
             try:
-                yield EnvCall(Phase.CLOSE, self.envs[row].close)
+                shape_of((yield EnvCall(Phase.CLOSE, self.envs[row].close)))
             except TurnCancelled:
                 raise
             except BaseException:  # noqa: BLE001, S110  whatever that raises: the env has failed, and that was told
@@ -207,6 +213,11 @@ class Envs:
             yield EnvCall(Phase.BUILD, Pause(seconds))
         yield from self._building(row)
         del self._unbuilt[row]
+
+    def _fail(self, row: int, exception: BaseException, outcome: Outcome) -> None:
+        outcome.errors[row] = exception
+        outcome.known.add(row)
+        self.has_failed(row, exception)
 
     def has_failed(self, row: int, exception: BaseException) -> None:
         """An env has failed: with `max_restarts` it is built anew, and under NEXT_STEP its next step is the reset."""
@@ -252,7 +263,9 @@ class Envs:
         """Closes an env; raises what that raises."""
         env, self.envs[row] = self.envs[row], _NO_ENV
         if env is not _NO_ENV:
-            yield EnvCall(Phase.CLOSE, env.close)
+            result = yield EnvCall(Phase.CLOSE, env.close)
+            if inspect.isawaitable(result):
+                raise InvalidEnvResultError(self.env_ids[row], "result of close", "nothing", shape_of(result))
 
     def _built(self, row: int, command: str) -> Any:
         if row in self._unbuilt:

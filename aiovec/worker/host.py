@@ -33,7 +33,7 @@ from aiovec.exchange.messages import (
 from aiovec.worker.clock import StepClock
 from aiovec.worker.envs import Envs, shape_of
 from aiovec.worker.rows import RowWriter
-from aiovec.worker.turns import Doing, Outcome, Turn, drive
+from aiovec.worker.turns import Doing, Outcome, Turn, drive, was_raised
 
 __all__ = ["EnvHost", "Work"]
 
@@ -110,10 +110,10 @@ class EnvHost:
 
         def reply() -> BuildReply:
             self.rows.forget_env_fns()
-            if errors:
-                return BuildReply([], {}, None, [], self._failures(errors, "build"))
-            first = self.rows.envs[0]
             asynchronous = [row for row, is_async in enumerate(self.rows.is_async) if is_async]
+            if errors:
+                return BuildReply([], {}, None, asynchronous, self._failures(errors, "build"))
+            first = self.rows.envs[0]
             return BuildReply(self._spaces(), dict(first.metadata), first.render_mode, asynchronous, [])
 
         return Work([(row, build(row)) for row in range(len(self.env_ids))], reply)
@@ -289,7 +289,8 @@ class EnvHost:
             infos = [(row, info) for row, info in infos if row not in errors]
             entries = [(env_index, final) for env_index, final in entries if env_index - first not in errors]
         for row, error in errors.items():
-            self.rows.has_failed(row, error)
+            if row not in outcome.known:
+                self.rows.has_failed(row, error)
         finals = bool(entries)
         entries = entries + [(first + row, info) for row, info in infos]
         if finals:  # Gymnasium's order of keys: env by env, the final ones of each first
@@ -306,7 +307,8 @@ class EnvHost:
         return [self._fail(errors[row], self.env_ids[row], command) for row in sorted(errors)]
 
     def _fail(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
-        exception.__traceback__ = without_our_frames(exception.__traceback__) or exception.__traceback__
+        exception = was_raised(exception)
+        _leave_out_our_frames(exception)
         return self._capture(exception, env_index, command)
 
     # ---- calls
@@ -351,3 +353,25 @@ class EnvHost:
             return CallReply(results, failures)
 
         return Work([(row, collect(row, position)) for position, row in enumerate(rows)], reply)
+
+
+def _leave_out_our_frames(exception: BaseException) -> None:
+    """They tell the user nothing: neither above an env, nor above a task that it has started."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [exception]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback = one.__traceback__
+        while (
+            traceback is not None
+            and traceback.tb_next is not None
+            and traceback.tb_frame.f_code.co_filename.startswith(_OUR_FRAMES)
+        ):
+            traceback = traceback.tb_next
+        one.__traceback__ = traceback
+        left += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions

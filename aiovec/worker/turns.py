@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from aiovec.exchange.black_box import IDLE, Phase, doing_code
 from aiovec.worker.clock import StepClock
 
-__all__ = ["Doing", "EnvCall", "Outcome", "Pause", "Turn", "drive"]
+__all__ = ["Doing", "EnvCall", "Outcome", "Pause", "Turn", "drive", "to_throw", "was_raised"]
 
 _Result = TypeVar("_Result")
 
@@ -57,12 +57,35 @@ class Outcome:
         infos: The infos that are not empty, by row, in the order of their turns.
         entries: What `SAME_STEP` says of the last step of an episode, by env index.
         errors: By row, what was raised.
+        known: Of these, the rows whose failure the env's next turn takes account of already: it may begin before the
+            reply is made.
     """
 
     def __init__(self) -> None:
         self.infos: list[tuple[int, dict[str, Any]]] = []
         self.entries: list[tuple[int, dict[str, Any]]] = []
         self.errors: dict[int, BaseException] = {}
+        self.known: set[int] = set()
+
+
+class _EnvExit(BaseException):
+    """Stands for a `GeneratorExit` of an env, on its way through a turn."""
+
+
+def to_throw(exception: BaseException) -> BaseException:
+    """What to throw into a turn: a generator would take a `GeneratorExit` for its own end, and close the inner ones."""
+    if not isinstance(exception, GeneratorExit):
+        return exception
+    stands_for = _EnvExit()
+    stands_for.__cause__ = exception
+    return stands_for
+
+
+def was_raised(exception: BaseException) -> BaseException:
+    """What an env raised, given what came out of a turn."""
+    if isinstance(exception, _EnvExit) and exception.__cause__ is not None:
+        return exception.__cause__
+    return exception
 
 
 def drive(turn: Turn[_Result], row: int, doing: Doing, clock: StepClock) -> _Result:
@@ -79,7 +102,7 @@ def drive(turn: Turn[_Result], row: int, doing: Doing, clock: StepClock) -> _Res
                 returned = function()
             except BaseException as exception:  # noqa: BLE001  the turn decides
                 doing[0] = IDLE
-                phase, function = turn.throw(exception)
+                phase, function = turn.throw(to_throw(exception))
             else:
                 doing[0] = IDLE
                 spent += time.perf_counter() - began
