@@ -17,7 +17,7 @@ from aiovec.errors import EnvTimeoutError
 from aiovec.exchange.black_box import IDLE, TIMES_PER_ROW, Doing
 from aiovec.exchange.failures import FailureRecord
 from aiovec.exchange.frames import Frame, FrameKind
-from aiovec.exchange.messages import BatchReply, BuildReply, BuildRequest, CallReply, ResetRequest
+from aiovec.exchange.messages import BatchReply, BuildRequest, ResetRequest
 from aiovec.exchange.replies import failed_in
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.step_each import StepEachRequest
@@ -103,6 +103,8 @@ class InProcessWorker:
     def _deliver(self, reply: Frame) -> None:
         self._replied(self.index, reply)
         self._resume()
+        if reply.kind == FrameKind.CLOSE:
+            self._end()
 
     def unpack(self, payload: Any) -> Any:
         return payload
@@ -147,14 +149,15 @@ class InProcessWorker:
         request: BuildRequest = frame.payload
         self._traceback_locals = request.traceback_locals
 
-        def opened(reply: BuildReply) -> BuildReply:
-            if reply.failures:
-                self._lanes.do(self._core.closing().turns, lambda: None, may_be_cancelled=False)
-            elif reply.asynchronous:
-                self._open_lane(request, reply.asynchronous)
-            return reply
+        work = self._core.build(request)
 
-        self._do(frame, self._core.build(request), opened)
+        def built() -> None:
+            reply = work.reply()
+            if reply.asynchronous:
+                self._open_lane(request, reply.asynchronous)
+            self._do(frame, self._core.closing() if reply.failures else Work([], lambda: reply), lambda _: reply)
+
+        self._lanes.do(work.turns, built, may_be_cancelled=False)
 
     def _open_lane(self, request: BuildRequest, asynchronous: Sequence[int]) -> None:
         loop, timeout, grace = asyncio.get_running_loop(), request.step_timeout, request.close_grace
@@ -193,11 +196,7 @@ class InProcessWorker:
         if self._async_lane is not None:
             self._async_lane.cancel(range(len(self.env_ids)), everything=True)
 
-        def closed(reply: CallReply) -> CallReply:
-            self._end()
-            return reply
-
-        self._do(frame, self._core.closing(), closed)
+        self._do(frame, self._core.closing())
 
     def _abandon(self) -> None:
         """Closes the envs that close at once; the others are cancelled, and nobody waits for them."""
@@ -215,7 +214,7 @@ class InProcessWorker:
         self.alive = False
         self.ended.set()
         if self._async_lane is not None:
-            asyncio.get_running_loop().call_soon(self._async_lane.stop)
+            self._async_lane.abandon()
 
     # ---- answers
 

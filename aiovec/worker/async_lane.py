@@ -8,32 +8,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
-from typing import Any
+from typing import Any, Self
 
 from aiovec.errors import EnvTimeoutError
 from aiovec.exchange.black_box import IDLE, Phase, doing_code
 from aiovec.exchange.failures import TurnCancelled
 from aiovec.worker.clock import StepClock
-from aiovec.worker.turns import Doing, Pause, Turn
+from aiovec.worker.turns import Doing, Pause, Turn, to_throw
 
 __all__ = ["AsyncLane", "start_loop"]
+
+# In which call of an env this is: what to say where.
+_ENV: contextvars.ContextVar[tuple[int, Doing]] = contextvars.ContextVar("_ENV")
 
 
 def start_loop() -> asyncio.AbstractEventLoop:
     """An event loop in a thread of its own: a worker's main thread never has one."""
     loop = asyncio.new_event_loop()
+    loop.set_task_factory(_create_task)  # type: ignore[arg-type]  # that of generators, which no loop uses any more
     threading.Thread(target=_run, args=(loop,), name="aiovec-async-envs", daemon=True).start()
     return loop
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
-    loop.run_forever()
+    while True:
+        try:
+            loop.run_forever()
+        except (KeyboardInterrupt, SystemExit):  # asyncio lets these out of a task that an env has started
+            continue
+        return
 
 
 def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
@@ -63,7 +73,7 @@ class AsyncLane:
         step_timeout: Seconds for each call of an env.
         grace: Seconds that an env may take to clean up, before it counts as stuck.
         doing: Tells which env runs, while one does.
-        overstaying: Tells which env does not end although it was cancelled.
+        overstaying: Tells which env does not end although it was cancelled, or is built.
         clock: Takes how long envs took.
     """
 
@@ -82,7 +92,7 @@ class AsyncLane:
         self._step_timeout = step_timeout
         self._grace = grace
         self._doing = doing
-        self._overstaying = overstaying
+        self._overstaying = _Shown(overstaying)
         self._clock = clock
         self._rows: dict[int, _Row] = {}
         self._given: deque[Callable[[], None]] = deque()  # from other threads, in order
@@ -100,14 +110,10 @@ class AsyncLane:
 
         def cancel() -> None:
             for row in chosen:
-                self._row(row).cancel(everything)
+                if row in self._rows:
+                    self._rows[row].cancel(everything)
 
         self._soon(cancel)
-
-    def stop(self) -> None:
-        """Ends the tasks, which have nothing to do any more; on the loop's own thread."""
-        for row in self._rows.values():
-            row.task.cancel()
 
     def abandon(self) -> None:
         """Cancels what the envs are doing, and ends their tasks behind it; nobody waits for them."""
@@ -147,10 +153,11 @@ class AsyncLane:
                 try:
                     if job.is_cancelled and phase is not Phase.CLOSE:
                         raise asyncio.CancelledError
+                    code = doing_code(row, phase)
                     if phase is Phase.BUILD:
-                        returned = await self._build(function)
+                        returned = await self._build(code, function)
                     else:
-                        code = doing_code(row, phase)
+                        _ENV.set((code, doing))
                         doing[1] += 1
                         doing[0] = code
                         try:
@@ -158,7 +165,8 @@ class AsyncLane:
                         finally:
                             doing[0] = IDLE
                         if inspect.isawaitable(returned):
-                            watched = _Watched(returned, code, doing)
+                            coroutine = returned if inspect.iscoroutine(returned) else _awaiting(returned)
+                            watched = _Watched(coroutine, code, doing)
                             is_limited = self._step_timeout is not None and phase is not Phase.CLOSE
                             returned = await (self._in_time(row, phase, watched, code) if is_limited else watched)
                 except asyncio.CancelledError as error:
@@ -167,7 +175,7 @@ class AsyncLane:
                     is_ours = job.is_cancelled or task.cancelling()  # else it is the env's own
                     phase, function = turn.throw(TurnCancelled() if is_ours else error)
                 except BaseException as error:  # noqa: BLE001  the turn decides
-                    phase, function = turn.throw(error)
+                    phase, function = turn.throw(to_throw(error))
                 else:
                     spent += clock() - began
                     is_step = is_step or phase is Phase.STEP
@@ -177,21 +185,21 @@ class AsyncLane:
                 self._clock.turn(row, spent)
             job.ended()
 
-    async def _build(self, function: Callable[[], Any]) -> Any:
+    async def _build(self, code: int, function: Callable[[], Any]) -> Any:
         """As at the start `__init__` runs on no loop."""
         if isinstance(function, Pause):
             return await asyncio.sleep(function.seconds)
-        return await self._loop.run_in_executor(None, function)
+        self._overstaying.add(code)
+        try:
+            return await self._loop.run_in_executor(None, function)
+        finally:
+            self._overstaying.remove(code)
 
     async def _in_time(self, row: int, phase: Phase, watched: _Watched, code: int) -> Any:
         limit = self._step_timeout
         assert limit is not None  # noqa: S101
 
-        def overstays() -> None:
-            self._overstaying[1] += 1
-            self._overstaying[0] = code
-
-        late = self._loop.call_later(limit + self._grace, overstays)
+        late = self._loop.call_later(limit + self._grace, self._overstaying.add, code)
         try:
             async with asyncio.timeout(limit) as scope:
                 return await watched
@@ -201,8 +209,7 @@ class AsyncLane:
             raise EnvTimeoutError([self._env_ids[row]], phase.name.lower(), limit) from error
         finally:
             late.cancel()
-            if self._overstaying[0] == code:
-                self._overstaying[0] = IDLE
+            self._overstaying.remove(code)
 
 
 class _Row:
@@ -217,10 +224,20 @@ class _Row:
         self._current: _Job | None = None
         self._is_abandoned = False
         self._woken: asyncio.Future[None] | None = None
-        self.task = loop.create_task(self._serve(), name=name)
+        self._name = name
+        self.task = self._start()
+
+    def _start(self) -> asyncio.Task[None]:
+        task = self._loop.create_task(self._serve(), name=self._name)
+        # It may wait for a turn when the loop is closed, without a close of the vector: that was told by the vector.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+        return task
 
     def put(self, job: _Job) -> None:
         self._jobs.append(job)
+        if self.task.done():  # whoever cancels every task of the loop ends this one, too
+            self._is_abandoned, self._current = False, None
+            self.task = self._start()
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
@@ -233,6 +250,7 @@ class _Row:
             self.task.cancel()
 
     def abandon(self) -> None:
+        self._jobs.clear()
         self.cancel(everything=True)
         self._is_abandoned = True
         if self._current is None:
@@ -242,42 +260,103 @@ class _Row:
         while not (self._is_abandoned and not self._jobs):
             while not self._jobs:
                 self._woken = self._loop.create_future()
-                await self._woken
-            self._current = self._jobs.popleft()
-            await self._drive(self._current)
+                try:
+                    await self._woken
+                except asyncio.CancelledError:
+                    if not self._jobs:
+                        raise
+                    self._is_abandoned = True
+                    self.task.uncancel()
+            current = self._current = self._jobs.popleft()
+            await self._drive(current)
             self._current = None
+            if self.task.cancelling() > current.is_cancelled:  # by others than us: the loop is about to end
+                self.cancel(everything=True)
+                self._is_abandoned = True
             while self.task.cancelling():  # an env that went on all the same
                 self.task.uncancel()
 
 
-class _Watched:
-    """Awaits, and says so only while the env itself runs: one that blocks the loop is found and named."""
+class _Shown:
+    """Shows one of several calls that are under way, the oldest one, until it ends.
 
-    def __init__(self, awaitable: Awaitable[Any], code: int, doing: Doing) -> None:
-        self._coroutine: Coroutine[Any, Any, Any] = (
-            awaitable if inspect.iscoroutine(awaitable) else _awaiting(awaitable)
-        )
+    Args:
+        doing: Where.
+    """
+
+    def __init__(self, doing: Doing) -> None:
+        self._doing = doing
+        self._codes: dict[int, None] = {}
+
+    def add(self, code: int) -> None:
+        self._codes[code] = None
+        self._show()
+
+    def remove(self, code: int) -> None:
+        self._codes.pop(code, None)
+        self._show()
+
+    def _show(self) -> None:
+        code = next(iter(self._codes), IDLE)
+        if code != self._doing[0]:
+            self._doing[1] += 1
+            self._doing[0] = code
+
+
+class _Watched(Coroutine[Any, Any, Any]):
+    """A coroutine that says so while the env itself runs: one that blocks the loop is found and named.
+
+    Args:
+        coroutine: Of an env.
+        code: What to say.
+        doing: Where.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], code: int, doing: Doing) -> None:
+        self._coroutine = coroutine
         self._code = code
         self._doing = doing
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coroutine, name)  # `cr_frame` and others, that say what state it is in
+
     def __await__(self) -> Generator[Any, Any, Any]:
-        coroutine, code, doing = self._coroutine, self._code, self._doing
-        value: Any = None
-        error: BaseException | None = None
-        while True:
-            doing[1] += 1
-            doing[0] = code
-            try:
-                waited = coroutine.send(value) if error is None else coroutine.throw(error)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                doing[0] = IDLE
-            value = error = None
-            try:
-                value = yield waited
-            except BaseException as exception:  # noqa: BLE001  into the env with it
-                error = exception
+        return self  # it has all that is asked of one
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        return self._run(self._coroutine.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._run(self._coroutine.throw, *error)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def _run(self, go_on: Callable[..., Any], *arguments: Any) -> Any:
+        doing = self._doing
+        before = doing[0]  # a task that begins at once begins within another one
+        doing[1] += 1
+        doing[0] = self._code
+        try:
+            return go_on(*arguments)
+        finally:
+            doing[0] = before
+
+
+def _create_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+) -> asyncio.Task[Any]:
+    """The tasks that an env starts are its own: they are watched, too."""
+    env = _ENV.get(None)
+    if env is not None and isinstance(coroutine, Coroutine):
+        coroutine = _Watched(coroutine, *env)
+    return asyncio.Task(coroutine, loop=loop, **options)
 
 
 async def _awaiting(awaitable: Awaitable[Any]) -> Any:

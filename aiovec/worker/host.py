@@ -364,14 +364,7 @@ def _leave_out_our_frames(exception: BaseException) -> None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        traceback = one.__traceback__
-        while (
-            traceback is not None
-            and traceback.tb_next is not None
-            and traceback.tb_frame.f_code.co_filename.startswith(_OUR_FRAMES)
-        ):
-            traceback = traceback.tb_next
-        one.__traceback__ = traceback
+        one.__traceback__ = without_our_frames(one.__traceback__) or one.__traceback__
         left += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             left += one.exceptions

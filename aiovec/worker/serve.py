@@ -223,12 +223,10 @@ class _Server:
         self._do(frame, self._core.build(request), lambda reply: self._answer_build(frame, request, reply))
 
     def _answer_build(self, frame: Frame, request: BuildRequest, reply: BuildReply) -> None:
-        if reply.failures:
-            self._do(frame, self._core.closing(), lambda _reply: self._answer(frame.seq, replies.dumps(reply)))
-            return
         if reply.asynchronous:
             self._open_lanes(request, reply.asynchronous)
-        self._answer(frame.seq, replies.dumps(reply))
+        work: Work[Any] = self._core.closing() if reply.failures else Work([], lambda: None)
+        self._do(frame, work, lambda _reply: self._answer(frame.seq, replies.dumps(reply)))
 
     def _rebuild(self, frame: Frame) -> None:
         request: RebuildRequest = pickles.loads(frame.payload)
