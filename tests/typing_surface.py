@@ -32,6 +32,45 @@ async def batches(envs: aiovec.AsyncVectorEnv) -> None:
     assert_type(envs.action_space, gym.Space[Any])
 
 
+class Tool(aiovec.AsyncEnv[npt.NDArray[np.float32], int]):
+    """A user's async env: every method `async def`, its own among them."""
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+        self.action_space = gym.spaces.Discrete(2)  # type: ignore[assignment]  # of int64, which is no int
+
+    async def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        assert_type(await super().reset(seed=seed), tuple[npt.NDArray[np.float32], dict[str, Any]])
+        assert_type(self.np_random, np.random.Generator)
+        return np.zeros(3, np.float32), {}
+
+    async def step(self, action: int) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        return np.full(3, action, np.float32), 1.0, False, False, {}
+
+    async def render(self) -> str:
+        return f"{self.render_mode}"
+
+    async def close(self) -> None:
+        assert_type(await self.ask("bye"), str)
+
+    async def ask(self, question: str) -> str:
+        return question
+
+
+async def async_envs(tool: Tool) -> None:
+    async with aiovec.AsyncVectorEnv([Tool, lambda: gym.make("CartPole-v1")], num_workers=1) as envs:
+        assert_type(envs, aiovec.AsyncVectorEnv)
+    aiovec.AsyncVectorEnv([Tool] * 4, num_workers=0, step_timeout=5)
+    aiovec.AsyncVectorEnv([lambda: gym.make("CartPole-v1")] * 4, threads_per_worker=4)
+    observation, info = await tool.reset(seed=1)
+    assert_type(observation, npt.NDArray[np.float32])
+    assert_type(info, dict[str, Any])
+    assert_type(await tool.step(1), tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]])
+    assert_type(await tool.render(), str)
+
+
 async def batched(policy: Callable[[Any], Any]) -> None:
     async with aiovec.Batcher(policy, max_batch_size=64, max_wait=0.002, max_pending=256) as batcher:
         assert_type(batcher, aiovec.Batcher)
