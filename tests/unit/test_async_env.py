@@ -20,7 +20,10 @@ from aiovec.async_env import AsyncTimeLimit
 from aiovec.exchange.black_box import IDLE, Phase, doing_code
 from aiovec.exchange.failures import TurnCancelled
 from aiovec.worker.async_lane import AsyncLane, start_loop
+from aiovec.worker.clock import StepClock
 from aiovec.worker.turns import EnvCall, Pause, Turn
+
+CLOCK = StepClock([0.0] * 100)
 
 # ---- the class
 
@@ -80,7 +83,7 @@ class Lane:
     def __init__(self, timeout: float | None = None, grace: float = 0.01) -> None:
         self.doing, self.overstaying = [IDLE, 0], [IDLE, 0]
         loop = asyncio.get_running_loop()
-        self.lane = AsyncLane(loop, range(10, 20), timeout, grace, self.doing, self.overstaying)
+        self.lane = AsyncLane(loop, range(10, 20), timeout, grace, self.doing, self.overstaying, CLOCK)
         self.told: list[Any] = []
 
     def put(
@@ -379,7 +382,7 @@ class InThread:
         self.loop = start_loop()
         (self.thread,) = set(threading.enumerate()) - before
         self.doing = [IDLE, 0]
-        self.lane = AsyncLane(self.loop, range(4), None, 1, self.doing, [IDLE, 0])
+        self.lane = AsyncLane(self.loop, range(4), None, 1, self.doing, [IDLE, 0], CLOCK)
         self.told: list[Any] = []
         self.one_more = threading.Semaphore(0)
 

@@ -10,8 +10,11 @@ import pytest
 from fault_envs import BOUND_SECONDS
 
 from aiovec.exchange.black_box import IDLE, Phase, doing_code
+from aiovec.worker.clock import StepClock
 from aiovec.worker.lanes import InlineLane, Lanes, ThreadLane
 from aiovec.worker.turns import EnvCall, Turn
+
+CLOCK = StepClock([0.0] * 100)
 
 
 def calls(function: Any) -> Turn[None]:
@@ -40,7 +43,7 @@ class Threads:
         self.lanes: list[ThreadLane] = []
 
     def __call__(self, count: int) -> list[ThreadLane]:
-        self.lanes = [ThreadLane([IDLE, 0]) for _ in range(count)]
+        self.lanes = [ThreadLane([IDLE, 0], CLOCK) for _ in range(count)]
         for lane in self.lanes:
             lane.start()
         return self.lanes
@@ -86,7 +89,7 @@ def test_rows_with_a_lane_of_their_own_are_put_first() -> None:
     def told(row: int) -> Turn[None]:
         yield EnvCall(Phase.STEP, lambda: order.append(len(own.items) * 10 + row))
 
-    lanes = Lanes([InlineLane([IDLE, 0])], {1: own, 3: own})
+    lanes = Lanes([InlineLane([IDLE, 0], CLOCK)], {1: own, 3: own})
     lanes.do([(row, told(row)) for row in range(4)], lambda: None, may_be_cancelled=True)
     assert [(row, may_be_cancelled) for row, _, may_be_cancelled in own.items] == [(1, True), (3, True)]
     assert order == [20, 22]
@@ -139,7 +142,7 @@ def test_a_count_down_from_many_threads_ends_once(threads: Threads) -> None:
 
 def test_inline_all_is_done_when_it_returns() -> None:
     doing, seen, ended = [IDLE, 0], [], []
-    lane = InlineLane(doing)
+    lane = InlineLane(doing, CLOCK)
     lane.put(5, calls(lambda: seen.append((doing[0], threading.get_ident()))), lambda: ended.append(list(doing)), True)
     assert seen == [(doing_code(5, Phase.STEP), threading.get_ident())]
     assert ended == [[IDLE, 1]]
@@ -184,7 +187,7 @@ def test_one_that_waits_keeps_nobody_but_its_own(threads: Threads) -> None:
 
 
 def test_stopped_it_ends_behind_what_was_put() -> None:
-    lane, told = ThreadLane([IDLE, 0]), []
+    lane, told = ThreadLane([IDLE, 0], CLOCK), []
     for number in range(3):
         lane.put(0, calls(lambda number=number: told.append(number)), lambda: None, False)
     lane.stop()

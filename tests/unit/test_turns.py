@@ -10,7 +10,10 @@ import pytest
 
 from aiovec.exchange.black_box import IDLE, Phase, doing_code
 from aiovec.worker import turns
+from aiovec.worker.clock import StepClock
 from aiovec.worker.turns import EnvCall, Outcome, Pause, Turn, drive
+
+CLOCK = StepClock([0.0] * 100)
 
 ROW = 3
 
@@ -40,7 +43,7 @@ def test_what_calls_return_is_sent_in_and_the_result_given() -> None:
     """Each call is written down while it lasts, under a number of its own."""
     phases = (Phase.RESET, Phase.STEP, Phase.CLOSE)
     seen, turn, doing = recorded([(0, phase, lambda phase=phase: phase.name) for phase in phases])
-    assert drive(turn, ROW, doing) == ["RESET", "STEP", "CLOSE"]
+    assert drive(turn, ROW, doing, CLOCK) == ["RESET", "STEP", "CLOSE"]
     assert seen == [(doing_code(ROW, phase), number) for number, phase in enumerate(phases, 1)]
     assert doing == [IDLE, 3]
 
@@ -52,7 +55,7 @@ def test_a_turn_without_a_call() -> None:
         return "nothing to do"
         yield
 
-    assert drive(turn(), ROW, doing) == "nothing to do"
+    assert drive(turn(), ROW, doing, CLOCK) == "nothing to do"
     assert doing == [IDLE, 7]
 
 
@@ -70,7 +73,7 @@ def test_what_a_call_raises_is_thrown_in(error: BaseException) -> None:
             found = caught
         return found, (yield EnvCall(Phase.RESET, lambda: "again"))
 
-    caught, returned = drive(turn(), ROW, doing)
+    caught, returned = drive(turn(), ROW, doing, CLOCK)
     assert caught is error
     assert returned == "again"
     assert at_the_throw == [IDLE, 1]
@@ -91,7 +94,7 @@ def test_a_generator_exit_of_an_env_does_not_end_its_turn() -> None:
     def outer() -> Turn[str]:
         return (yield from inner())
 
-    assert drive(outer(), ROW, doing) == "again"
+    assert drive(outer(), ROW, doing, CLOCK) == "again"
     assert turns.was_raised(error) is error
 
 
@@ -105,7 +108,7 @@ def test_a_turn_that_ends_with_what_was_thrown() -> None:
             return f"told: {error}"
         return "not raised"
 
-    assert drive(turn(), ROW, doing) == "told: x"
+    assert drive(turn(), ROW, doing, CLOCK) == "told: x"
 
 
 @pytest.mark.parametrize("calls_before", [0, 1])
@@ -119,7 +122,7 @@ def test_what_a_turn_raises_comes_out(calls_before: int) -> None:
         raise LookupError("the turn's own")
 
     with pytest.raises(LookupError, match="the turn's own"):
-        drive(turn(), ROW, doing)
+        drive(turn(), ROW, doing, CLOCK)
     assert doing == [IDLE, calls_before]
 
 
@@ -131,7 +134,7 @@ def test_what_a_turn_does_not_catch_comes_out() -> None:
         yield EnvCall(Phase.CALL, functools.partial(raises, ValueError("x")))
 
     with pytest.raises(ValueError, match="x") as caught:
-        drive(turn(), ROW, doing)
+        drive(turn(), ROW, doing, CLOCK)
     assert caught.traceback[-1].name == "raises"
     assert doing == [IDLE, 1]
 
@@ -144,7 +147,7 @@ def test_a_pause_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
         yield EnvCall(Phase.BUILD, Pause(0.25))
         return "awake"
 
-    assert drive(turn(), ROW, [IDLE, 0]) == "awake"
+    assert drive(turn(), ROW, [IDLE, 0], CLOCK) == "awake"
     assert slept == [0.25]
 
 
