@@ -276,7 +276,7 @@ class Batches:
         """See `SubEnv.step`."""
         calls = self.calls
         worker = self.pool.worker_of(env_index)
-        calls.raise_death_of(worker.index)
+        calls.raise_death_of(env_index)
         self.states.check_idle("step", [env_index])
         actions = self.actions.write_one(action, env_index)
         request = worker.prepare(StepEachRequest([env_index - worker.env_ids.start], False, actions))

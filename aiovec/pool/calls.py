@@ -75,6 +75,7 @@ class Calls:
         self._wanted = 0  # how many rows it waits for
         self._is_receiving = False
         self._untold: list[Death | CrashLoopError] = []
+        self._unheard: dict[int, Death] = {}  # by env that was idle then, until a task of it is told
         self._deaths: dict[int, Death] = {}  # as they were first told, by worker
         self._seq = 0
         self._busy_since = self._busy_seconds = 0.0
@@ -129,19 +130,25 @@ class Calls:
             EnvTimeoutError: Likewise.
         """
         if self._untold:
-            raise self._untold.pop(0)
+            death = self._untold.pop(0)
+            self._heard(death.env_ids)
+            raise death
 
-    def raise_death_of(self, index: int) -> None:
-        """Raises the death of a worker whose place no other has taken, to the task of one of its envs.
+    def raise_death_of(self, env_index: int) -> None:
+        """Raises, once, the death of the worker of an env that was idle then, to the task of that env.
 
         Raises:
             WorkerDied: It ended, and a reset builds its envs anew.
             EnvTimeoutError: Likewise.
         """
-        if index in self._deaths and not self._workers[index].alive:
-            death = self._deaths[index]
-            self._untold = [untold for untold in self._untold if untold is not death]
+        death = self._unheard.pop(env_index, None)
+        if death is not None:
+            self._untold = [untold for untold in self._untold if untold.env_ids != death.env_ids]
             raise death.during(death.command)
+
+    def _heard(self, env_ids: Iterable[int]) -> None:
+        for env_index in env_ids:
+            self._unheard.pop(env_index, None)
 
     def prepare(self, messages: Mapping[int, Any]) -> dict[int, Any]:
         """Makes a message for each of these workers ready; raises what pickling raises, before any is touched."""
@@ -649,6 +656,7 @@ class Calls:
         """
         env_ids = self._workers[index].env_ids
         del self._deaths[index]
+        self._heard(env_ids)
         # Who asks for a reset has no use for a death that nobody was told of.
         self._untold = [untold for untold in self._untold if not set(untold.env_ids) & set(env_ids)]
         if self.mending is None:
@@ -668,6 +676,8 @@ class Calls:
         if live:
             death = death.during((told_to or live)[0].command)
         self._deaths[index] = death
+        heard = {env_index for call in told_to for env_index in call.answered_by(own)}
+        self._unheard.update({env_index: death for env_index in own if env_index not in heard})
         if not told_to or (self._is_receiving and len(told_to) < len(live)):
             self._untold.append(death)
         for call in waiting:

@@ -656,7 +656,9 @@ async def test_a_death_right_behind_an_answer() -> None:
         kill(envs, 1)
         assert (await step)[1] == 1
         await worker.ended.wait()
-        with pytest.raises(ResetNeeded, match="must be built anew"):
+        with pytest.raises(WorkerDied, match="the worker of env 1 .* was killed by SIGKILL"):
+            await envs[1].step(0)
+        with pytest.raises(ResetNeeded, match="must be built anew"):  # it is told once
             await envs[1].step(0)
         await envs[1].reset()
         assert (await envs[1].step(0))[1] == 1
