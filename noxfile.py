@@ -92,10 +92,12 @@ def tests(session: nox.Session) -> None:
     """The test suite, without the examples, on each Python that is there."""
     _install(session, "test")
     chosen = session.posargs
-    if not chosen and session.python != PYTHONS[0]:
-        # uvloop is the same C everywhere, and the faults wait for real processes: elsewhere asyncio has them alone,
-        # but for the exceptions, which differ between Pythons.
-        chosen = ["-k", "not (faults and uvloop) or test_exceptions"]
+    if not chosen:
+        chosen = ["--numprocesses=3"]  # most tests wait for processes
+        if session.python != PYTHONS[0]:
+            # uvloop is the same C everywhere: elsewhere asyncio has the tests alone, but for the exceptions, which
+            # differ between Pythons.
+            chosen += ["-k", "not uvloop or test_exceptions"]
     session.run("pytest", "--ignore=tests/examples", *chosen, env=_isolated())
 
 

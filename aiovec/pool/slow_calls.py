@@ -6,6 +6,7 @@ A thread looks once a second, for all vectors of this process: a timer on the lo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import weakref
@@ -55,7 +56,8 @@ def _look() -> None:
             if not _pools:  # who comes from here on starts another one
                 return
             _thread = threading.current_thread()
-        _look_at_all()
+        with contextlib.suppress(RuntimeError, ValueError):  # a vector came, or ended, while we looked: again, then
+            _look_at_all()
 
 
 def _look_at_all() -> None:
