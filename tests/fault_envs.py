@@ -309,8 +309,8 @@ def laden_with_bytes() -> Laden:
 
 
 def laden_with_objects() -> Laden:
-    """Takes a second to unpickle, all of it in C."""
-    return Laden("laden", load=[[number] for number in range(LADEN_LENGTH)])
+    """Takes most of a second to unpickle, all of it in C. Texts: with containers the garbage collector would stop, too."""
+    return Laden("laden", load=[f"number {number}" for number in range(LADEN_LENGTH)])
 
 
 def error_of_a_module(name: str) -> BaseException:

@@ -26,6 +26,7 @@ __all__ = ["dumps_to_parent", "dumps_to_worker", "dumps_with_tracebacks", "loads
 _Position = tuple[int | None, int | None, int | None, int | None]
 # Of one frame: file, function, line, position, module, module's file.
 _READ_IN_PIECES_NBYTES = 100_000
+_COPIED_NBYTES = 1 << 22
 
 _FrameFacts = tuple[str, str, int, _Position, str | None, str | None]
 
@@ -82,7 +83,9 @@ class _Pieces:
 
     def readinto(self, buffer: Any) -> int:
         nbytes = len(buffer)
-        buffer[:] = self._data[self._position : self._position + nbytes]
+        for start in range(0, nbytes, _COPIED_NBYTES):
+            end = min(start + _COPIED_NBYTES, nbytes)
+            buffer[start:end] = self._data[self._position + start : self._position + end]
         self._position += nbytes
         return nbytes
 
