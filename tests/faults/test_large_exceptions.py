@@ -65,7 +65,11 @@ def has_its_bytes(error: Laden) -> bool:
 
 def has_its_objects(error: Laden) -> bool:
     some = range(0, LADEN_LENGTH, 1000)  # to compare them all would hold up the loop
-    return error.args == ("laden",) and len(error.load) == LADEN_LENGTH and all(error.load[i] == f"number {i}" for i in some)
+    return (
+        error.args == ("laden",)
+        and len(error.load) == LADEN_LENGTH
+        and all(error.load[i] == f"number {i}" for i in some)
+    )
 
 
 LOADS: dict[str, tuple[Callable[[], Laden], Callable[[Laden], bool]]] = {
