@@ -135,7 +135,12 @@ class Batches:
     def step_result(self, call: PendingCall, replies: list[BatchReply | None]) -> StepResult:
         """What `step` returns, or raises."""
         buffer = self._buffers[call.buffer]
-        if call.mended is not None and call.mended.is_needed:
+        if not (replies or self._waits_for_reset or call.mended is not None):
+            self.calls.done(call)  # the step path: nobody has anything to say
+            self.states.settle(call.seq, {})
+            dynamic: list[list[Any]] = []
+            infos: dict[str, Any] = {}
+        elif call.mended is not None and call.mended.is_needed:
             dynamic, infos = self._completed(call, call.mended)
             self.calls.stepped(frozenset(call.mended.failures))
             self._settle_mended(call, call.mended, self._ended(buffer))

@@ -49,7 +49,7 @@ class Calls:
         num_envs: How many envs.
         mending: With `on_failure="restart"`.
         replied_to_start: Called with a worker's index and a reply that belongs to no call.
-        began: Called when a call has begun.
+        began: Called when a call has begun, if anybody wants to know.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Calls:
         num_envs: int,
         mending: Mending | None,
         replied_to_start: Callable[[int, Frame], None],
-        began: Callable[[], None],
+        began: Callable[[], None] | None,
     ) -> None:
         self.states: EnvStates = EnvStates(num_envs)
         self.inbox: Inbox = Inbox()
@@ -284,7 +284,8 @@ class Calls:
         self.pending[call.seq] = call
         if self.mending is not None and call.is_batch:
             self.mending.begin(call, resets)
-        self._began()
+        if self._began is not None:
+            self._began()
 
     def _interrupted(self, call: PendingCall) -> None:
         self._forget(call)
@@ -350,11 +351,12 @@ class Calls:
         if not any(call.payloads.values()):
             return []
         unpack = self._workers[0].unpack
+        replies = call.replies = {} if call.replies is None else call.replies
         indices = sorted(call.payloads)
         for index in indices:
-            if index not in call.replies:
-                call.replies[index] = unpack(call.payloads[index])
-        return [call.replies[index] for index in indices]
+            if index not in replies:
+                replies[index] = unpack(call.payloads[index])
+        return [replies[index] for index in indices]
 
     def _pop(self, seq: int) -> PendingCall | None:
         call = self.pending.pop(seq, None)
@@ -705,6 +707,6 @@ class Calls:
 
     def _fail(self, call: PendingCall, index: int, death: Death) -> None:
         call.missing.discard(index)
-        call.deaths.append(death)
+        call.deaths = (*call.deaths, death)
         if call.future is not None:
             call.future.resume_later()

@@ -72,8 +72,8 @@ class PendingCall:
         self.buffer: int = buffer
         self.missing: set[int] = set(workers)
         self.payloads: dict[int, Any] = {}
-        self.replies: dict[int, Any] = {}
-        self.deaths: list[WorkerDied | EnvTimeoutError] = []
+        self.replies: dict[int, Any] | None = None
+        self.deaths: tuple[WorkerDied | EnvTimeoutError, ...] = ()
         self.mended: Mended | None = None
         self.future: Answer | None = future
         self.is_abandoned: bool = False
@@ -98,7 +98,7 @@ class PendingCall:
         """Whether to unpickle the answer away from the loop."""
         if self.mended is None and not any(self.payloads.values()):
             return False
-        payloads = [payload for index, payload in self.payloads.items() if index not in self.replies]
+        payloads = [payload for index, payload in self.payloads.items() if index not in (self.replies or ())]
         if self.mended is not None:
             payloads += [part.payload for part in self.mended.parts if not part.is_read]
         sent = [payload for payload in payloads if isinstance(payload, (bytes, memoryview))]

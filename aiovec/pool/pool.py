@@ -95,7 +95,8 @@ class Pool:
         self.slab: Slab | None = None
         self.ring: Ring | None = None
         mending = None if restarts is None else Mending(restarts, self.workers, self._replace)
-        self.calls: Calls = Calls(loop, self.workers, num_envs, mending, self._replied_to_start, self._look_for_stuck)
+        began = None if self._watch is None else self._look_for_stuck
+        self.calls: Calls = Calls(loop, self.workers, num_envs, mending, self._replied_to_start, began)
 
     def __repr__(self) -> str:
         return f"<Pool workers={len(self.workers)} {self.calls!r}>"

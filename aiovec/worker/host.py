@@ -198,7 +198,7 @@ class EnvHost:
                 continue
             try:
                 final = rows.final_of(row, final_infos.pop(row, {}))
-                rows.observations[row], info = drive(rows.resetting(row), row, self._doing, self._clock)
+                rows.observations[row], info = rows.reset_at_once(row, self._doing, self._clock)
             except BaseException as exception:  # noqa: BLE001
                 errors[row] = exception
             else:
@@ -208,7 +208,7 @@ class EnvHost:
         outcome.infos[:] = sorted(final_infos.items())
 
     def _autoreset(self, row: int, _action: Any) -> Transition:
-        observation, info = drive(self.rows.resetting(row), row, self._doing, self._clock)
+        observation, info = self.rows.reset_at_once(row, self._doing, self._clock)
         return observation, 0.0, False, False, info
 
     def stepping(self, actions: Iterable[Any], writer: RowWriter) -> Work[BatchReply | None]:

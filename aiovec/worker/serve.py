@@ -102,15 +102,24 @@ class _Server:
         }
 
     def run(self) -> None:
-        frames = self._frames()
-        for frame in frames:
-            self._handle(frame)
-            if self._lanes is not None:
-                threading.Thread(target=self._run_rest, args=(frames,), name="aiovec-requests", daemon=True).start()
-                self._main_lane.run()
-                return
-            if self._closing:
-                return
+        connection, reader = self._connection, FrameReader()
+        while True:
+            if self._look_again is not None and not reader.partial:
+                self._look_again()
+            received = connection.recv_into(reader.space())
+            if not received:
+                break
+            reader.received(received)
+            frames = iter(reader.frames())
+            for frame in frames:
+                self._handle(frame)
+                if self._lanes is not None:
+                    rest = self._frames(reader, frames)
+                    threading.Thread(target=self._run_rest, args=(rest,), name="aiovec-requests", daemon=True).start()
+                    self._main_lane.run()
+                    return
+                if self._closing:
+                    return
         self._core.closing().do(self._black_box.doing(0), self._clock)  # the parent closed its end without a word
 
     def _run_rest(self, frames: Iterator[Frame]) -> None:
@@ -126,14 +135,10 @@ class _Server:
         self._cancel(range(len(self._core.env_ids)), True)
         self._lanes.do(self._core.closing().turns, self._main_lane.stop, may_be_cancelled=False)
 
-    def _frames(self) -> Iterator[Frame]:
-        connection, reader = self._connection, FrameReader()
-        while True:
-            if self._look_again is not None and self._lanes is None and not reader.partial:
-                self._look_again()
-            received = connection.recv_into(reader.space())
-            if not received:
-                return
+    def _frames(self, reader: FrameReader, begun: Iterator[Frame]) -> Iterator[Frame]:
+        """The requests that are still to come, behind those that were received already."""
+        yield from begun
+        while received := self._connection.recv_into(reader.space()):
             reader.received(received)
             yield from reader.frames()
 
