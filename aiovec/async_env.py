@@ -21,7 +21,11 @@ if TYPE_CHECKING:
         spec: EnvSpec | None
         action_space: gym.Space[_Action]
         observation_space: gym.Space[_Observation]
-        np_random: np.random.Generator
+
+        @property
+        def np_random(self) -> np.random.Generator: ...
+        @np_random.setter
+        def np_random(self, value: np.random.Generator) -> None: ...
 
         @property
         def np_random_seed(self) -> int | None: ...
@@ -94,12 +98,12 @@ class AsyncTimeLimit(AsyncEnv[Any, Any]):
     """
 
     def __init__(self, env: AsyncEnv[Any, Any], max_episode_steps: int) -> None:
-        self.env = env
-        self.observation_space = env.observation_space
-        self.action_space = env.action_space
-        self.metadata = env.metadata
-        self.render_mode = env.render_mode
-        self.spec = env.spec
+        self.env: AsyncEnv[Any, Any] = env
+        self.observation_space: gym.Space[Any] = env.observation_space
+        self.action_space: gym.Space[Any] = env.action_space
+        self.metadata: dict[str, Any] = env.metadata
+        self.render_mode: str | None = env.render_mode
+        self.spec: EnvSpec | None = env.spec
         self._max_episode_steps = max_episode_steps
         self._elapsed_steps = 0
 

@@ -20,11 +20,14 @@ from aiovec.exchange.messages import BatchReply
 from aiovec.exchange.slab import Buffer
 from aiovec.exchange.step_each import StepEachRequest
 from aiovec.failed_rows import Answered, FailedRows
+from aiovec.pool.calls import Calls
 from aiovec.pool.mended import Mended
 from aiovec.pool.pending_call import PendingCall
+from aiovec.pool.pool import Pool
 from aiovec.pool.restarts import GIVEN_UP
 from aiovec.pool.ring import HOME
 from aiovec.pool.start import Started
+from aiovec.pool.states import EnvStates
 from aiovec.statistics import VectorStatistics
 
 __all__ = ["Batches", "ResetResult", "StepBatch", "StepResult", "Transition"]
@@ -72,10 +75,10 @@ class Batches:
         assert pool.slab is not None  # noqa: S101
         assert pool.ring is not None  # noqa: S101
         geometry = pool.slab.geometry
-        self.pool = pool
-        self.calls = pool.calls
-        self.states = pool.calls.states
-        self.actions = ActionWriter(started.spaces.single_action_space, num_envs)
+        self.pool: Pool = pool
+        self.calls: Calls = pool.calls
+        self.states: EnvStates = pool.calls.states
+        self.actions: ActionWriter = ActionWriter(started.spaces.single_action_space, num_envs)
         if pool.shared:
             self.actions.map(pool.slab.action_arrays())
         self._ring = pool.ring

@@ -90,7 +90,7 @@ class Pool:
         self._blueprints: list[tuple[Any, Any, Sequence[int]]] = []
         self._rebuilding: dict[int, asyncio.TimerHandle] = {}  # by the number of the request; ends what takes too long
         self._mapping: set[int] = set()
-        self.slow_call_seconds = 0.0
+        self.slow_call_seconds: float = 0.0
         self._past_env_seconds = 0.0  # of workers whose place another one has taken
         self.slab: Slab | None = None
         self.ring: Ring | None = None

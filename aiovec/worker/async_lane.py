@@ -200,8 +200,9 @@ class AsyncLane:
         assert limit is not None  # noqa: S101
 
         late = self._loop.call_later(limit + self._grace, self._overstaying.add, code)
+        scope = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit) as scope:
+            async with scope:
                 return await watched
         except TimeoutError as error:
             if not scope.expired():  # the env's own

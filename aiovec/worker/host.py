@@ -76,7 +76,7 @@ class EnvHost:
 
     def __init__(self, request: BuildRequest, capture: Capture, doing: Doing, clock: StepClock) -> None:
         self.env_ids: range = request.env_ids
-        self.rows = Envs(request, self._autoreset)
+        self.rows: Envs = Envs(request, self._autoreset)
         self._autoreset_mode = request.autoreset_mode
         self._capture = capture
         self._doing = doing
