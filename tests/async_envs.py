@@ -570,3 +570,8 @@ class Forgetful(Counter):
 async def build_later() -> gym.Env[Any, Any]:
     """An env_fn that would have to be awaited."""
     return Counter()
+
+
+def raise_lookup_error(text: str) -> None:
+    """What a sync env does beside them."""
+    raise LookupError(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import io
 import os
 import signal
 import socket
@@ -83,6 +84,9 @@ def _work(connection_fd: int, lifeline_fd: int, shared_fds: list[int], parent_pi
     for variable in THREAD_LIMITS:
         os.environ.setdefault(variable, "1")
     sys.breakpointhook = _no_debugger
+    for stream in (sys.stdout, sys.stderr):  # what an env prints is shown when it is printed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     _keep_freed_memory()
     from aiovec.worker.serve import serve  # noqa: PLC0415  heavy: numpy, gymnasium
 

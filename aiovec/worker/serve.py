@@ -74,6 +74,7 @@ class _Server:
         self._sending = threading.Lock()
         self._tally_fd = tally_fd
         self._look_again = _LookAgain(connection) if look_again else None
+        self._is_lock_step = True  # else the parent needs the core: each env wakes it by itself
         self._black_box = open_black_box(black_box_fd)
         self._clock = StepClock(self._black_box.times)
         self._core = WorkerCore(
@@ -104,7 +105,7 @@ class _Server:
     def run(self) -> None:
         connection, reader = self._connection, FrameReader()
         while True:
-            if self._look_again is not None and not reader.partial:
+            if self._look_again is not None and self._is_lock_step and not reader.partial:
                 self._look_again()
             received = connection.recv_into(reader.space())
             if not received:
@@ -276,6 +277,7 @@ class _Server:
         self._lanes = Lanes([*self._thread_lanes], by_row)
 
     def _step(self, frame: Frame) -> None:
+        self._is_lock_step = True
         actions = pickles.loads(frame.payload) if frame.payload else None
         if self._lanes is None:
             reply = self._core.step(frame.buffer, actions)
@@ -289,6 +291,7 @@ class _Server:
         )
 
     def _step_each(self, frame: Frame) -> None:
+        self._is_lock_step = False
         request, pickled_actions = step_each.loads(frame.payload)
         env_ids = self._core.ids_of(request.rows)
         try:

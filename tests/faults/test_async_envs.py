@@ -34,6 +34,7 @@ from async_envs import (
     Swallows,
     WaitsForEver,
     build_later,
+    raise_lookup_error,
 )
 from fault_envs import (
     BOUND_SECONDS,
@@ -731,7 +732,7 @@ async def test_async_envs_beside_sync_ones_that_fail(num_workers: int) -> None:
     """A mixed vector tells both in the order of the envs."""
     env_fns: list[Any] = [
         partial(AsyncFaulty, "step", an_error),
-        partial(Mortal, partial(_raise, "sync"), "step", 1),
+        partial(Mortal, partial(raise_lookup_error, "sync"), "step", 1),
         partial(Awaited, partial(Counter, 1000)),
     ]
     async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=num_workers) as envs:
@@ -740,7 +741,3 @@ async def test_async_envs_beside_sync_ones_that_fail(num_workers: int) -> None:
             await envs.step([FAIL, FAIL, 0])
         assert [str(failure.exception) for failure in failures(caught.value)] == ["An error occurred.", "sync"]
         assert (await envs.recv()).env_ids.tolist() == [2]
-
-
-def _raise(text: str) -> None:
-    raise LookupError(text)

@@ -646,12 +646,11 @@ async def test_a_death_right_behind_an_answer() -> None:
     """The single env has its result, but nobody takes it for idle: who steps it again is not left waiting."""
     async with asyncio.timeout(BOUND_SECONDS), vector([Counter] * 2, 2) as envs:
         await envs.reset()
-        step = asyncio.create_task(envs[1].step(0))
-        await turns(2)
         worker: Any = envs._started.pool.workers[1]  # type: ignore[union-attr]
         # The loop hears of the end first, and finds the answer then.
         asyncio.get_running_loop().remove_reader(worker._channel._connection.fileno())
-        while (await envs[0].call("episodes")) and not worker.doing and not _is_readable(worker._channel._connection):
+        step = asyncio.create_task(envs[1].step(0))
+        while not _is_readable(worker._channel._connection):
             await asyncio.sleep(0)
         kill(envs, 1)
         assert (await step)[1] == 1
