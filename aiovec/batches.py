@@ -177,7 +177,9 @@ class Batches:
             self._failed_rows.keep(call.env_ids, buffer, dynamic)
         if call.env_ids is None:
             return self._observations(call, dynamic), infos
-        return self._layout.assemble([array[call.env_ids] for array in buffer.observations], dynamic), infos
+        return self._layout.assemble(
+            [array.take(call.env_ids, axis=0) for array in buffer.observations], dynamic
+        ), infos
 
     def _ended(self, buffer: Buffer) -> Sequence[int]:
         """The envs whose episode ended, where nobody resets them but the user."""
@@ -372,7 +374,7 @@ class Batches:
         """Copies of the rows of all arrays of a buffer."""
         if len(by_buffer) == 1:
             (buffer,) = by_buffer
-            return [array[env_ids] for array in self._buffers[buffer].arrays()]
+            return [array.take(env_ids, axis=0) for array in self._buffers[buffer].arrays()]
         position = {env_index: row for row, env_index in enumerate(env_ids)}
         gathered = [np.empty((len(env_ids), *a.shape[1:]), a.dtype) for a in self._buffers[HOME].arrays()]
         for buffer, of_buffer in by_buffer.items():
