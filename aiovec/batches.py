@@ -148,7 +148,7 @@ class Batches:
             self.calls.stepped(frozenset(call.mended.failures))
             self._settle_mended(call, call.mended, self._ended(buffer))
         else:
-            answers = self._answers(call, replies) if replies else []
+            answers = self._answers(call) if replies else []
             self._settle(call, answers, self._ended(buffer))
             dynamic, infos = self._whole(answers)
             self.calls.stepped(frozenset())
@@ -169,7 +169,7 @@ class Batches:
             dynamic, infos = self._completed(call, call.mended)
             self._settle_mended(call, call.mended, ())
         else:
-            answers = self._answers(call, replies) if replies else []
+            answers = self._answers(call) if replies else []
             self._settle(call, answers, ())
             dynamic, infos = self._whole(answers) if call.env_ids is None else self._part(call, call.env_ids)
         if self._failed_rows is not None:
@@ -268,7 +268,7 @@ class Batches:
         if call.mended is not None and call.mended.is_needed:
             self._settle_mended(call, call.mended, ())
         else:
-            self._settle(call, self._answers(call, replies) if replies else [], ())
+            self._settle(call, self._answers(call) if replies else [], ())
         observation, info = self._row(call, env_index)
         self.calls.forget_lost()
         return observation, info
@@ -299,10 +299,10 @@ class Batches:
         env_index = call.env_index
         assert env_index is not None  # noqa: S101
         self.calls.done(call)
-        is_mended = call.mended is not None and call.mended.is_needed
-        self.calls.stepped(frozenset([env_index] if is_mended else ()), [env_index])
         if (failures := self._failures(call.command, [(call, [env_index])])) is not None:
             raise failures
+        is_mended = call.mended is not None and call.mended.is_needed
+        self.calls.stepped(frozenset([env_index] if is_mended else ()), [env_index])
         buffer = self._buffers[HOME]
         observation, info = self._row(call, env_index)
         reward = float(buffer.rewards[env_index])
@@ -398,9 +398,8 @@ class Batches:
             if call.mended is not None and call.mended.is_needed:
                 rebuilt += env_ids
                 continue
-            replies: list[BatchReply | None] = self.calls.read(call)
-            of_reply = [record for reply in replies if reply is not None for record in reply.failures]
-            of_envs = [record for record in of_reply if record.env_index in env_ids]
+            of_call = [record for _, reply in self._said(call) for record in reply.failures]
+            of_envs = [record for record in of_call if record.env_index in env_ids]
             if of_envs and of_envs[0].kind is Failed.REFUSED:
                 self.states.settle_one(call.seq, env_ids[0], True, self._waits_for_reset)
                 exceptions.append(ResetNeeded(call.command, env_ids, "ended its episode"))
@@ -443,14 +442,21 @@ class Batches:
 
     # ---- rows
 
-    def _answers(self, call: PendingCall, replies: Sequence[BatchReply | None]) -> list[Answered]:
-        """The replies that say something, with their envs; rows that came in them go into the buffer."""
+    def _said(self, call: PendingCall) -> list[Answered]:
+        """The replies that say something, with the envs of their rows."""
+        replies: list[BatchReply | None] = self.calls.read(call)
+        if not replies:
+            return []
         workers = self.pool.workers
-        answers = [
+        return [
             (call.answered_by(workers[index].env_ids), reply)
             for index, reply in zip(sorted(call.payloads), replies, strict=True)
             if reply is not None
         ]
+
+    def _answers(self, call: PendingCall) -> list[Answered]:
+        """The same; rows that came in them go into the buffer."""
+        answers = self._said(call)
         for env_ids, reply in answers:
             if reply.arrays:  # no memory is shared
                 for array, sent in zip(self._buffers[call.buffer].arrays(), reply.arrays, strict=True):
@@ -468,12 +474,7 @@ class Batches:
         wanted = set(env_ids)
         values: dict[int, list[Any]] = {}
         entries = {}
-        workers = self.pool.workers
-        replies: list[BatchReply | None] = self.calls.read(call)
-        for index, reply in zip(sorted(call.payloads), replies, strict=bool(replies)):
-            if reply is None:
-                continue
-            answered = call.answered_by(workers[index].env_ids)
+        for answered, reply in self._said(call):
             if reply.infos:
                 in_order = sorted(answered)
                 of_envs = zip(in_order, infos_.as_dicts(in_order, reply.infos), strict=True)
@@ -492,14 +493,8 @@ class Batches:
     ) -> tuple[list[list[Any]], dict[int, dict[str, Any]]]:
         """Completes the rows of these envs, or of all, in a call in which some failed; see `FailedRows.complete`."""
         assert self._failed_rows is not None  # noqa: S101
-        workers = self.pool.workers
-        whole = [
-            (call.answered_by(workers[index].env_ids), reply)
-            for index, reply in zip(sorted(call.payloads), self.calls.read(call), strict=False)
-            if reply is not None
-        ]
-        own = [worker.env_ids for worker in workers]
-        return self._failed_rows.complete(mended, whole, own, self._buffers[call.buffer], env_ids)
+        own = [worker.env_ids for worker in self.pool.workers]
+        return self._failed_rows.complete(mended, self._said(call), own, self._buffers[call.buffer], env_ids)
 
 
 def _one_or_group(command: str, exceptions: Sequence[Exception]) -> Exception:

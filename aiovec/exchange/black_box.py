@@ -1,9 +1,9 @@
 """What a worker leaves for the case that it dies or hangs: the env it is in, and its Python stack.
 
 Some pages of shared memory and the file behind them, one for each worker. There the worker writes down, before
-it calls an env, which one and what for: one store, some 30 ns; and how long envs take. Behind them `faulthandler` writes the Python
-stack: by itself when the process crashes, and on SIGUSR1 when the parent asks, also while an env is stuck in C
-and holds the GIL.
+it calls an env, which one and what for: one store, some 30 ns; and how long envs take. Behind them `faulthandler`
+writes the Python stack: by itself when the process crashes, and on SIGUSR1 when the parent asks, also while an env is
+stuck in C and holds the GIL.
 """
 
 from __future__ import annotations
