@@ -18,7 +18,7 @@ import numpy.typing as npt
 from aiovec.exchange import packed_infos
 from aiovec.exchange.packed_infos import PackedInfos
 
-__all__ = ["Column", "Columns", "as_dicts", "collect", "merge", "of_rows", "renumber", "values_of", "without"]
+__all__ = ["Column", "Columns", "as_dicts", "collect", "merge", "of_rows", "values_of", "without"]
 
 # The envs that have the key (`None`: all of this worker), and a value each: a list, or a tuple where they are
 # Python numbers of one type, their stack as one array where they are arrays of one shape and dtype, or the
@@ -117,18 +117,6 @@ def of_rows(entries: Mapping[int, dict[str, Any]], env_ids: Sequence[int]) -> di
 def _permuted(infos: dict[str, Any], order: list[int]) -> dict[str, Any]:
     return {
         key: _permuted(values, order) if isinstance(values, dict) else values[order] for key, values in infos.items()
-    }
-
-
-def renumber(part: Columns | PackedInfos, position: Mapping[int, int]) -> Columns:
-    """The same columns with rows of a part batch in place of env indices."""
-    columns = _columns_of(part)
-    return {
-        key: (
-            None if env_ids is None else [position[env_index] for env_index in env_ids],
-            renumber(values, position) if isinstance(values, dict) else values,
-        )
-        for key, (env_ids, values) in columns.items()
     }
 
 

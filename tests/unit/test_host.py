@@ -69,9 +69,8 @@ class Hosted:
 
     def infos(self, reply: BatchReply) -> dict[str, Any]:
         """As the parent merges them."""
-        position = {env_index: row for row, env_index in enumerate(self.ids)}
-        columns = infos.renumber(reply.infos, position)
-        return infos.merge([(range(len(self.ids)), columns)], len(self.ids)) if columns else {}
+        of_envs = zip(self.ids, infos.as_dicts(self.ids, reply.infos), strict=True)
+        return infos.of_rows({env_index: info for env_index, info in of_envs if info}, self.ids)
 
     def batch(self) -> tuple[Any, ...]:
         """Copies of the rows: observations, rewards, both flags."""

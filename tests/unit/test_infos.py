@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.strategies import same
 
-from aiovec.exchange.infos import collect, merge, renumber
+from aiovec.exchange.infos import collect, merge, of_rows
 
 Info = dict[str, Any]
 
@@ -193,27 +193,22 @@ def test_arrays_of_one_shape_travel_as_one_array() -> None:
     assert columns["c"] == ([5], {"d": ([5], (1,))})
 
 
-def test_renumber_puts_rows_for_env_indices() -> None:
-    """Also in nested columns; `None` still means all of the worker's."""
-    columns = collect([(4, {"a": 1, "n": {"x": 1}}), (7, {"a": 2}), (9, {"n": {"x": 2}})], 3)
-    rows = renumber(columns, {4: 2, 7: 0, 9: 1})
-    assert rows == {"a": ([2, 0], (1, 2)), "n": ([2, 1], {"x": ([2, 1], (1, 2))})}
-    assert renumber({"a": (None, [1, 2])}, {4: 0, 7: 1}) == {"a": (None, [1, 2])}
-    merged = merge([([2, 0, 1], rows)], 3)
+def test_infos_of_some_rows() -> None:
+    """In the order of the rows, also in nested dicts; who has none is masked out."""
+    merged = of_rows({4: {"a": 1, "n": {"x": 1}}, 7: {"a": 2}, 9: {"n": {"x": 2}}}, [7, 9, 4])
     assert merged["a"].tolist() == [2, 0, 1]
+    assert merged["_a"].tolist() == [True, False, True]
     assert merged["n"]["x"].tolist() == [0, 2, 1]
     assert merged["_n"].tolist() == [False, True, True]
+    assert of_rows({}, [3, 1]) == {}
 
 
 @given(with_bounds(tidy_infos(nested=True)), st.randoms(use_true_random=False))
 def test_part_batches_are_the_whole_batch_in_another_order(drawn: tuple[list[Info], list[int]], random: Any) -> None:
-    """Renumbered columns hold, row by row, what the envs said, with the dtypes of ascending env index."""
+    """They hold, row by row, what the envs said, with the dtypes of ascending env index."""
     infos, _ = drawn
     env_ids = random.sample(range(len(infos)), len(infos))
-    position = {env_index: row for row, env_index in enumerate(env_ids)}
-    columns = collect([(index, info) for index, info in enumerate(infos) if info], len(infos))
-    rows = [position[index] for index in range(len(infos))]
-    merged = merge([(rows, renumber(columns, position))], len(infos))
+    merged = of_rows({index: info for index, info in enumerate(infos) if info}, env_ids)
     assert same(merged, reordered(Reference(len(infos)).merged(infos), env_ids))
 
 
