@@ -31,6 +31,7 @@ class FrameKind(enum.IntEnum):
     ECHO = 11  # answered by the same, behind whatever the worker had to answer before
     REBUILD = 12  # like BUILD, of a worker in place of one that died: an env that failed tells it when it is reset
     STEP_EACH = 13  # payload: see `exchange.step_each`; each of its envs answers by itself
+    AWAKE = 14  # the answers that the parent waits for are in their slots: see `exchange.wanted`
 
 
 class Frame(NamedTuple):

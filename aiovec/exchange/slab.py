@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aiovec.errors import SlabMemoryError
+from aiovec.exchange.answer_slots import AnswerSlots, answer_slots_nbytes
 from aiovec.exchange.layout import Layout, align
 from aiovec.exchange.reply_area import ReplyArea, reply_area_nbytes
 
@@ -41,7 +42,7 @@ class Geometry:
         num_buffers: Home and the ring.
         observations: Layout of one env's observation.
         actions: Layout of one env's action.
-        num_workers: How many reply areas; none where no memory is shared.
+        num_workers: How many reply areas; none, and no answer slots either, where no memory is shared.
     """
 
     num_envs: int
@@ -54,6 +55,7 @@ class Geometry:
     buffer_nbytes: int = field(init=False)
     replies_offset: int = field(init=False)
     reply_area_nbytes: int = field(init=False)
+    slots_offset: int = field(init=False)
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +67,9 @@ class Geometry:
         set_(self, "replies_offset", actions_nbytes + self.num_buffers * self.buffer_nbytes)
         rows_of_a_worker = -(-self.num_envs // self.num_workers) if self.num_workers else 0
         set_(self, "reply_area_nbytes", reply_area_nbytes(rows_of_a_worker))
-        set_(self, "nbytes", self.replies_offset + self.num_workers * self.reply_area_nbytes)
+        set_(self, "slots_offset", self.replies_offset + self.num_workers * self.reply_area_nbytes)
+        slots_nbytes = answer_slots_nbytes(self.num_envs) if self.num_workers else 0
+        set_(self, "nbytes", self.slots_offset + slots_nbytes)
 
     def action_arrays(self, memory: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
         """The actions of all envs, an array for each leaf of fixed size."""
@@ -87,6 +91,10 @@ class Geometry:
         """Where one worker leaves its replies."""
         start = self.replies_offset + worker_index * self.reply_area_nbytes
         return ReplyArea(memory[start : start + self.reply_area_nbytes])
+
+    def answer_slots(self, memory: npt.NDArray[np.uint8]) -> AnswerSlots:
+        """Where the answers of sent envs wait."""
+        return AnswerSlots(memory[self.slots_offset : self.nbytes], self.num_envs)
 
 
 @dataclass(frozen=True)
@@ -215,3 +223,7 @@ class Slab:
     def reply_area(self, worker_index: int) -> ReplyArea:
         """Where one worker leaves its replies."""
         return self.geometry.reply_area(self.memory, worker_index)
+
+    def answer_slots(self) -> AnswerSlots:
+        """Where the answers of sent envs wait; only where memory is shared."""
+        return self.geometry.answer_slots(self.memory)

@@ -28,6 +28,7 @@ from aiovec.pool.mending import Mending
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.restarts import GIVEN_UP
 from aiovec.pool.ring import HOME, Ring
+from aiovec.pool.sent import Sent
 from aiovec.pool.states import EnvStates
 from aiovec.pool.threads import in_thread
 
@@ -74,6 +75,7 @@ class Calls:
         self._receiver: Answer | None = None  # the task that waits in `recv`
         self._wanted = 0  # how many rows it waits for
         self._is_receiving = False
+        self._has_come = False  # anything, since workers were told when to wake us
         self._untold: list[Death | CrashLoopError] = []
         self._unheard: dict[int, Death] = {}  # by env that was idle then, until a task of it is told
         self._deaths: dict[int, Death] = {}  # as they were first told, by worker
@@ -82,6 +84,7 @@ class Calls:
         self._bare_requests: Mapping[int, Any] = {}
         self._ring: Ring | None = None
         self._reply_areas: list[ReplyArea] = []
+        self._sent: Sent | None = None
         self._tally: Tally | None = None
         self._together = False  # whether a step is answered by the tally
         self._apart_since = 0  # the number of the last call before a worker died, or took another's place
@@ -89,21 +92,22 @@ class Calls:
     def __repr__(self) -> str:
         return f"<Calls pending={list(self.pending.values())} {self.inbox!r} {self.states!r}>"
 
-    def open(self, ring: Ring, reply_areas: list[ReplyArea], tally: Tally | None) -> None:
+    def open(self, ring: Ring, reply_areas: list[ReplyArea], tally: Tally | None, sent: Sent | None) -> None:
         """Takes the memory, once it is mapped.
 
         Args:
             ring: Who writes which buffer.
             reply_areas: One a worker, where memory is shared.
             tally: Where steps are answered by it.
+            sent: Where the answers of sent envs wait in shared memory.
         """
-        self._ring, self._reply_areas, self._tally = ring, reply_areas, tally
+        self._ring, self._reply_areas, self._tally, self._sent = ring, reply_areas, tally, sent
         self._together = tally is not None
         self._bare_requests = self.prepare(dict.fromkeys(range(len(self._workers))))
 
     def close(self) -> None:
         """Tells every task that waits that there is nothing more to come."""
-        self._ring, self._reply_areas, self._tally = None, [], None
+        self._ring, self._reply_areas, self._tally, self._sent = None, [], None, None
         self._together = False
         pending, self.pending = self.pending, {}
         self.inbox = Inbox()
@@ -253,7 +257,10 @@ class Calls:
                 self._of_one_env[env_index] = call
                 self._begin(call, {})
                 of_worker.append(call)
+            if self._sent is not None:
+                self._sent.ask(env_ids, first_seq)
             self._post_each(index, prepared[index], of_worker)
+        self._look_again()
 
     def post_one(self, index: int, request: Any, env_index: int) -> PendingCall:
         """Sends a step request to one idle env, given its worker; a task awaits the answer."""
@@ -423,7 +430,7 @@ class Calls:
                 self._wanted = min(min_envs or 1, pending)
                 if not pending:
                     raise NoAsyncCallError
-                if not self.inbox.has(self._wanted):
+                if self._must_wait():
                     self._receiver = Answer(loop=self._loop)
                     await self._receiver
                 else:
@@ -440,6 +447,39 @@ class Calls:
         finally:
             self._is_receiving = False
             self._receiver = None
+            if self._sent is not None:
+                self._sent.give_up()
+
+    def _must_wait(self) -> bool:
+        """Whether what `recv` waits for is not there; then the workers are told when to wake us."""
+        self._has_come = False
+        self.look()
+        while not self.inbox.has(self._wanted):
+            if self._sent is None:
+                return True
+            self._sent.want(self._wanted - self.inbox.num_ready)
+            if not self.look():
+                return True
+        return False
+
+    def look(self) -> bool:
+        """Takes what sent envs have left in shared memory; tells whether there was anything."""
+        left = self._sent.take() if self._sent else ()
+        for env_index, seq, payload in left:
+            call = self.pending.get(seq)
+            if call is None:
+                continue
+            index = next(worker.index for worker in self._workers if env_index in worker.env_ids)
+            if index in call.missing and not self._workers[index].is_condemned:
+                self._take(call, index, payload)
+                if not call.missing:
+                    self._complete(call)
+        return bool(left)
+
+    def is_answered(self, call: PendingCall) -> bool:
+        """Whether nobody works on it any more, although we may not have looked; from any thread."""
+        sent, env_index = self._sent, call.env_index
+        return call.is_complete or (sent is not None and env_index is not None and sent.has_left(env_index, call.seq))
 
     def taken(self, env_ids: Sequence[int]) -> None:
         """Rows, or failures, were given to the user."""
@@ -486,6 +526,7 @@ class Calls:
 
     def _arrive(self, call: PendingCall) -> None:
         """An owed call is complete."""
+        self._has_come = True
         if call.mended is not None and call.mended.is_needed:
             owed = self.states.owed_to(call.seq)
             given_up = [env_index for env_index in call.mended.failures if self._is_given_up(env_index)]
@@ -506,6 +547,7 @@ class Calls:
 
     def _arrive_of(self, call: PendingCall, index: int) -> None:
         """One worker's rows of an owed call are there."""
+        self._has_come = True
         worker = self._workers[index]
         failed = [env_index for env_index, _ in worker.failed_envs(call.payloads[index])]
         env_ids = call.answered_by(worker.env_ids)
@@ -515,6 +557,7 @@ class Calls:
 
     def _discard(self, env_ids: Iterable[int]) -> None:
         """A reset of these has begun: what was owed to them is dropped."""
+        self.look()
         if self.mending is not None:
             self.mending.discard([call for call in self.pending.values() if call.is_abandoned], env_ids)
         for env_index in env_ids:
@@ -554,6 +597,11 @@ class Calls:
 
     def replied(self, index: int, frame: Frame) -> None:
         """A worker has sent a reply."""
+        if frame.kind != FrameKind.ALL_DONE and self._sent:
+            self.look()  # in order: an env that was sent an action may have been reset behind it
+        if frame.kind == FrameKind.AWAKE:
+            self._has_come = True
+            return
         call = self.pending.get(frame.seq)
         if call is None:
             self._replied_to_start(index, frame)  # or the pool was closed meanwhile
@@ -570,7 +618,7 @@ class Calls:
     def resume(self) -> None:
         """The last act of a callback that may have brought replies: resumes who waits for them."""
         answered = self._answered
-        if self._receiver is not None and (self._untold or self.inbox.has(self._wanted)):
+        if self._receiver is not None and (self._untold or (self._has_come and not self._must_wait())):
             answered.append(self._receiver)
             self._receiver = None
         if len(answered) == 1:
@@ -581,8 +629,8 @@ class Calls:
                 future.resume_later()
 
     def _look_again(self) -> None:
-        """Rows have come otherwise than by a reply."""
-        if self.inbox.has(self._wanted):
+        """Rows have come otherwise than by a reply, or other envs are to answer."""
+        if self._receiver is not None and not self._must_wait():
             self._wake_receiver()
 
     def _wake_receiver(self) -> None:
@@ -611,6 +659,7 @@ class Calls:
 
     def _take(self, call: PendingCall, index: int, payload: Any) -> None:
         """One worker's answer, or a part of it."""
+        self._forget_sent(call)
         if call.mended is None or self.mending is None:
             call.payloads[index] = payload
             call.missing.discard(index)
@@ -618,6 +667,10 @@ class Calls:
                 self._arrive_of(call, index)
         else:
             self.mending.take(call, call.mended, index, payload)
+
+    def _forget_sent(self, call: PendingCall) -> None:
+        if self._sent and call.env_index is not None:
+            self._sent.forget(call.env_index, call.seq)
 
     def _come_together(self, call: PendingCall) -> None:
         """After a death: once every worker has answered a call by itself, steps are answered by the tally again."""
@@ -631,6 +684,8 @@ class Calls:
     def died(self, index: int, death: Death, is_started: bool) -> None:
         """Tells every call that waits for this worker; its envs are built anew, or need a reset."""
         self._together, self._apart_since = False, self._seq
+        self.look()
+        self._has_come = True  # it may have been the one to wake us
         concerned = [call for call in self.pending.values() if index in call.missing]
         for call in concerned:  # who had ended the step, the dead one perhaps, has answered
             self._take_reply_areas(call, call.missing)
@@ -698,9 +753,9 @@ class Calls:
         for call in waiting:
             if call.mended is None:
                 self._fail(call, index, death.during(call.command, is_rebuilt=not given_up))
-        told = {env_index for call, mended in batches if call.is_abandoned for env_index in mended.asked[index]}
+        told = {env_index for call, mended in batches if not call.is_dropped for env_index in mended.asked[index]}
         for env_index in given_up:
-            if not (env_index in told and self.states.is_owed(env_index)):  # else `recv` raises it
+            if not (env_index in told and self.states.is_busy(env_index)):  # else the call raises it, or `recv`
                 self.states.break_(env_index, GIVEN_UP)
         if all(call.is_dropped for call, _ in batches):
             self._untold += mending.restarts.crash_loops(given_up)
@@ -708,5 +763,6 @@ class Calls:
     def _fail(self, call: PendingCall, index: int, death: Death) -> None:
         call.missing.discard(index)
         call.deaths = (*call.deaths, death)
+        self._forget_sent(call)
         if call.future is not None:
             call.future.resume_later()

@@ -38,6 +38,11 @@ class Inbox:
         return bool(self._failed)
 
     @property
+    def num_ready(self) -> int:
+        """How many rows there are."""
+        return len(self._ready)
+
+    @property
     def calls(self) -> set[int]:
         """The numbers of the calls that some of it belongs to."""
         return {call.seq for box in (self._ready, self._failed) for call in box.values()}

@@ -17,6 +17,7 @@ from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.messages import RebuildRequest
 from aiovec.exchange.slab import Geometry, Slab, create_memory_file
 from aiovec.exchange.tally import Tally
+from aiovec.exchange.wanted import Wanted
 from aiovec.pool.calls import Calls, Workers
 from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.local import Death, LocalWorker
@@ -24,6 +25,7 @@ from aiovec.pool.mending import Mending
 from aiovec.pool.process import WorkerProcess
 from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import HOME, Ring
+from aiovec.pool.sent import Sent
 from aiovec.pool.slow_calls import log_slow_calls, stop_logging
 from aiovec.pool.threads import in_thread
 from aiovec.pool.watch import Watch, end_stuck
@@ -82,6 +84,7 @@ class Pool:
         self._context = context
         self._slab_fd = -1
         self._tally: Tally | None = None
+        self._wanted: Wanted | None = None
         self._start_timeout = start_timeout
         self._watch: Watch | None = None
         if step_timeout is not None or restarts is not None:
@@ -112,6 +115,7 @@ class Pool:
             return
         try:
             self._tally = Tally(self._num_workers)
+            self._wanted = Wanted()
             self._slab_fd = create_memory_file()
         except OSError as error:
             raise WorkerStartError(range(self._env_ids[-1].stop), error) from error
@@ -121,11 +125,11 @@ class Pool:
 
     def _start_worker(self, index: int) -> LocalWorker:
         assert self._tally is not None  # noqa: S101
+        assert self._wanted is not None  # noqa: S101
+        shared_fds = (self._slab_fd, self._tally.worker_fd, self._wanted.worker_fd)
         env_ids, look_again = self._env_ids[index], self._num_workers <= usable_cpus()
         try:
-            process = WorkerProcess(
-                self._context, len(env_ids), self._slab_fd, self._tally.worker_fd, look_again, f"aiovec-worker-{index}"
-            )
+            process = WorkerProcess(self._context, len(env_ids), shared_fds, look_again, f"aiovec-worker-{index}")
             worker = LocalWorker(index, env_ids, process, self.calls.replied, self.calls.resume, self._died)
             try:
                 worker.watch(self.loop)
@@ -196,8 +200,12 @@ class Pool:
             self.slab = Slab.private(geometry)
         self.ring = Ring(self.slab, lend)
         areas = [self.slab.reply_area(index) for index in range(geometry.num_workers)]
-        # One worker has nobody to wait for, and rows that are sent wake us anyway.
-        self.calls.open(self.ring, areas, self._tally if len(areas) > 1 else None)
+        sent = None
+        if areas:
+            assert self._wanted is not None  # noqa: S101
+            sent = Sent(self.slab.answer_slots(), self._wanted, geometry.num_envs)
+        # One worker has nobody to wait for.
+        self.calls.open(self.ring, areas, self._tally if len(areas) > 1 else None, sent)
         log_slow_calls(self)
 
     def _in_process_slab(self, _geometry: Geometry) -> Slab:
@@ -221,7 +229,7 @@ class Pool:
                 asked = call.answered_by(worker.env_ids)
                 called = {worker.env_ids[doing.row] for doing in worker.doing} & {*asked}
                 env_ids += sorted(called) or asked
-            if env_ids and not call.is_dropped:
+            if env_ids and not call.is_dropped and not self.calls.is_answered(call):
                 pending.append((call.seq, PendingStatistics(call.command, tuple(env_ids), now - call.began)))
         return pending
 
@@ -298,15 +306,17 @@ class Pool:
             os.close(self._slab_fd)
             self._slab_fd = -1
 
-    def _close_tally(self) -> None:
+    def _close_pipes(self) -> None:
         if self._tally is not None:
             self._tally.close()
             self._tally = None
+        if self._wanted is not None:
+            self._wanted.close()
+            self._wanted = None
 
     def _release(self) -> None:
         stop_logging(self)
         self._close_slab_file()
-        self._close_tally()
         if self._watch is not None:
             self._watch.end()
         for deadline in self._rebuilding.values():
@@ -314,3 +324,4 @@ class Pool:
         self._rebuilding.clear()
         self.slab = self.ring = None
         self.calls.close()
+        self._close_pipes()  # behind those who read them

@@ -99,14 +99,14 @@ class WorkerProcess:
     Args:
         context: `None` for a fresh interpreter, else the name of a multiprocessing start method.
         num_envs: How many envs it will hold.
-        slab_fd: The shared memory; the process inherits it, the caller goes on owning it.
-        tally_fd: The worker's end of the tally; likewise.
+        shared_fds: Slab, and the workers' ends of tally and `Wanted`; the process inherits them, the caller goes on
+            owning them.
         look_again: See `aiovec.worker.serve`.
         name: Shown by `multiprocessing`.
     """
 
     def __init__(
-        self, context: str | None, num_envs: int, slab_fd: int, tally_fd: int, look_again: bool, name: str
+        self, context: str | None, num_envs: int, shared_fds: tuple[int, ...], look_again: bool, name: str
     ) -> None:
         self.files: WorkerFiles = WorkerFiles.open(num_envs)
         self._reaped = False
@@ -115,9 +115,9 @@ class WorkerProcess:
         self._unwatch: Callable[[], None] = lambda: None
         try:
             if context is None:
-                self._child: _Child = _start_interpreter(self.files, slab_fd, tally_fd, look_again)
+                self._child: _Child = _start_interpreter(self.files, shared_fds, look_again)
             else:
-                self._child = _start_multiprocessing(self.files, slab_fd, tally_fd, look_again, context, name)
+                self._child = _start_multiprocessing(self.files, shared_fds, look_again, context, name)
         except BaseException:
             self.files.close_worker_ends()
             self.files.connection.close()
@@ -230,8 +230,8 @@ class _Child:
     wait: Callable[[], int | None]  # blocks until it has ended: an instant for one that was killed
 
 
-def _start_interpreter(files: WorkerFiles, slab_fd: int, tally_fd: int, look_again: bool) -> _Child:
-    fds = (files.worker_connection.fileno(), files.worker_lifeline, slab_fd, tally_fd, files.black_box.fd)
+def _start_interpreter(files: WorkerFiles, shared_fds: tuple[int, ...], look_again: bool) -> _Child:
+    fds = (files.worker_connection.fileno(), files.worker_lifeline, *shared_fds, files.black_box.fd)
     root = str(Path(aiovec.__file__).parent.parent)
     if root in (*site.getsitepackages(), site.getusersitepackages()):
         entry = ["-m", "aiovec.worker"]
@@ -269,10 +269,10 @@ def _interpreter_flags() -> list[str]:
 
 
 def _start_multiprocessing(
-    files: WorkerFiles, slab_fd: int, tally_fd: int, look_again: bool, context: str, name: str
+    files: WorkerFiles, shared_fds: tuple[int, ...], look_again: bool, context: str, name: str
 ) -> _Child:
     start: Any = multiprocessing.get_context(context)
-    ours = (files.worker_connection.fileno(), files.worker_lifeline, slab_fd, tally_fd, files.black_box.fd)
+    ours = (files.worker_connection.fileno(), files.worker_lifeline, *shared_fds, files.black_box.fd)
     fds = _Handover((*ours, *files.worker_output))
     foreign: tuple[int, ...] = ()
     if context == "fork":

@@ -268,6 +268,11 @@ class EnvStates:
         self._spread()
         return bool(self._states[env_index] == _OWED and (seq is None or self._callers[env_index] == seq))
 
+    def is_busy(self, env_index: int) -> bool:
+        """Whether an env is awaited or owed."""
+        self._spread()
+        return self._states[env_index] in (_AWAITED, _OWED)
+
     def num_owed(self) -> int:
         """How many envs are owed."""
         self._spread()

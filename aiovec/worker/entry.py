@@ -36,7 +36,7 @@ THREAD_LIMITS = (
 
 def run_interpreter() -> None:
     """The whole life of a worker that is a fresh interpreter; its arguments are numbers in ``sys.argv``."""
-    connection_fd, lifeline_fd, *shared_fds, parent_pid, look_again = map(int, sys.argv[1:8])
+    connection_fd, lifeline_fd, *shared_fds, parent_pid, look_again = map(int, sys.argv[1:9])
     with socket.socket(fileno=os.dup(connection_fd)) as connection:
         connection.setblocking(True)
         path = _receive(connection, int.from_bytes(_receive(connection, 4), "little")).decode().split("\0")
@@ -55,7 +55,7 @@ def run_forked(fds: tuple[int, ...], parent_pid: int, look_again: bool, foreign_
     """The whole life of a worker that `multiprocessing` started.
 
     Args:
-        fds: Connection, lifeline, slab, tally, black box, stdout, stderr.
+        fds: Connection, lifeline, slab, tally, wanted, black box, stdout, stderr.
         parent_pid: The process to end with.
         look_again: See `aiovec.worker.serve`.
         foreign_fds: What a fork copied of the parent's ends, this worker's and others': kept open here, they
@@ -88,13 +88,12 @@ def _work(connection_fd: int, lifeline_fd: int, shared_fds: list[int], parent_pi
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
     _keep_freed_memory()
-    from aiovec.worker.serve import serve  # noqa: PLC0415  heavy: numpy, gymnasium
+    from aiovec.worker.serve import SharedFiles, serve  # noqa: PLC0415  heavy: numpy, gymnasium
 
     # The parent may be gone, or have closed its end: then there is nobody left to tell.
     with socket.socket(fileno=connection_fd) as connection, contextlib.suppress(ConnectionError):
         connection.setblocking(True)
-        slab_fd, tally_fd, black_box_fd = shared_fds
-        serve(connection, slab_fd, tally_fd, black_box_fd, look_again)
+        serve(connection, SharedFiles(*shared_fds), look_again)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

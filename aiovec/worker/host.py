@@ -275,6 +275,10 @@ class EnvHost:
         if not (outcome.infos or outcome.entries or outcome.errors or self._has_dynamic_leaves):
             return None
         outcome.infos.sort(key=operator.itemgetter(0))
+        if len(rows) == len(outcome.infos) == 1 and not (outcome.entries or outcome.errors or self._has_dynamic_leaves):
+            packed = packed_infos.pack([outcome.infos[0][1]])
+            if packed is not None:
+                return BatchReply(packed)
         given = [None if row in outcome.errors else self.rows.observations[row] for row in rows]
         return self._reply(outcome, self._dynamic_columns(given), command)
 

@@ -18,9 +18,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from aiovec.exchange import pickles, replies, step_each
+from aiovec.exchange.answer_slots import AnswerSlots
 from aiovec.exchange.black_box import open_black_box
 from aiovec.exchange.failures import FailureRecord, capture
 from aiovec.exchange.frames import Frame, FrameKind, FrameReader, pack_frame, pack_header
@@ -37,13 +38,14 @@ from aiovec.exchange.messages import (
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.tally import take_last
+from aiovec.exchange.wanted import take_wanted
 from aiovec.worker.clock import StepClock
 from aiovec.worker.core import WorkerCore
 from aiovec.worker.host import Work
 from aiovec.worker.lanes import Lanes, ThreadLane
 from aiovec.worker.travel import dumps_batch_reply, dumps_call_reply
 
-__all__ = ["serve"]
+__all__ = ["SharedFiles", "serve"]
 
 _STEPS = (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.STEP_EACH)
 
@@ -53,34 +55,45 @@ _MOST_SKIPPED = 63  # waits without a look after many that did not pay
 _Reply = TypeVar("_Reply")
 
 
-def serve(connection: socket.socket, slab_fd: int, tally_fd: int, black_box_fd: int, look_again: bool) -> None:
+class SharedFiles(NamedTuple):
+    """Descriptors of what a worker shares with the parent, beside their connection.
+
+    Attributes:
+        slab: The memory, empty until the first `MAP`.
+        tally: See `aiovec.exchange.tally`.
+        wanted: See `aiovec.exchange.wanted`.
+        black_box: See `aiovec.exchange.black_box`.
+    """
+
+    slab: int
+    tally: int
+    wanted: int
+    black_box: int
+
+
+def serve(connection: socket.socket, files: SharedFiles, look_again: bool) -> None:
     """Serves until the parent says close, or is gone.
 
     Args:
         connection: A blocking stream socket; frames in, frames out.
-        slab_fd: The memory, empty until the first `MAP`.
-        tally_fd: See `aiovec.exchange.tally`.
-        black_box_fd: See `aiovec.exchange.black_box`.
+        files: What else is shared.
         look_again: Whether to look for the next request before sleeping.
     """
-    _Server(connection, slab_fd, tally_fd, black_box_fd, look_again).run()
+    _Server(connection, files, look_again).run()
 
 
 class _Server:
-    def __init__(
-        self, connection: socket.socket, slab_fd: int, tally_fd: int, black_box_fd: int, look_again: bool
-    ) -> None:
+    def __init__(self, connection: socket.socket, files: SharedFiles, look_again: bool) -> None:
         self._connection = connection
         self._sending = threading.Lock()
-        self._tally_fd = tally_fd
+        self._files = files
         self._look_again = _LookAgain(connection) if look_again else None
         self._is_lock_step = True  # else the parent needs the core: each env wakes it by itself
-        self._black_box = open_black_box(black_box_fd)
+        self._black_box = open_black_box(files.black_box)
         self._clock = StepClock(self._black_box.times)
-        self._core = WorkerCore(
-            self._capture, lambda geometry: self._attach(geometry, slab_fd), self._black_box.doing(0), self._clock
-        )
+        self._core = WorkerCore(self._capture, self._attach, self._black_box.doing(0), self._clock)
         self._reply_area: ReplyArea | None = None
+        self._answer_slots: AnswerSlots | None = None
         self._lanes: Lanes | None = None  # without any, all is done in this thread
         self._main_lane = ThreadLane(self._black_box.doing(0), self._clock)
         self._thread_lanes = [self._main_lane]
@@ -183,24 +196,37 @@ class _Server:
         if not self._reply_area.leave(seq, reply):
             self._send(pack_frame(FrameKind.REPLY, seq, 0, reply))
         # Behind the reply: whoever hears that all are done must find the replies of all.
-        if take_last(self._tally_fd):
+        if take_last(self._files.tally):
             self._send(pack_header(FrameKind.ALL_DONE, seq))
+
+    def _answer_sent(self, frame: Frame, env_index: int, reply: BatchReply | None) -> None:
+        """Answers the step of one env that was sent an action, whose answer waits until it is asked for."""
+        data = self._dumped(frame, reply, [env_index], "step")
+        slots = self._answer_slots
+        if slots is None or not slots.leave(env_index, frame.seq, data):
+            self._answer(frame.seq, data)
+        elif take_wanted(self._files.wanted):  # behind the answer: who is woken must find it
+            self._send(pack_header(FrameKind.AWAKE, frame.seq))
 
     def _answer_batch(self, frame: Frame, reply: BatchReply | None, answered: Sequence[int], command: str) -> None:
         """Answers a step or a reset of these envs."""
-        data: bytes | None = None
+        data = self._dumped(frame, reply, answered, command)
+        if frame.kind == FrameKind.STEP_TOGETHER:
+            self._answer_together(frame.seq, data)
+        else:
+            self._answer(frame.seq, data)
+
+    def _dumped(self, frame: Frame, reply: BatchReply | None, answered: Sequence[int], command: str) -> bytes:
+        """What there is to say beside the rows, as bytes; none if that is nothing."""
         if reply is not None or not self._shared:
             try:
                 reply = reply or BatchReply({})
                 if not self._shared:
                     reply = reply._replace(arrays=self._core.rows(frame.buffer, answered))
-                data = dumps_batch_reply(reply, answered, command, self._capture_on_the_way)
+                return dumps_batch_reply(reply, answered, command, self._capture_on_the_way)
             except Exception as exception:  # noqa: BLE001  what an env gave has surprised us
-                data = self._refusal(frame, exception, answered)
-        if frame.kind == FrameKind.STEP_TOGETHER:
-            self._answer_together(frame.seq, data or b"")
-        else:
-            self._answer(frame.seq, data)
+                return self._refusal(frame, exception, answered)
+        return b""
 
     def _refuse(self, frame: Frame, exception: Exception, env_ids: Sequence[int]) -> None:
         """Answers a request that failed as a whole: these envs failed in it."""
@@ -305,7 +331,10 @@ class _Server:
         for seq, (row, env_index, action) in enumerate(zip(request.rows, env_ids, actions, strict=True), frame.seq):
             work = self._core.stepping_one(frame.buffer, row, action, request.autoreset)
             own = frame._replace(seq=seq)
-            answer = functools.partial(self._answer_batch, own, answered=[env_index], command="step")
+            if request.autoreset:
+                answer = functools.partial(self._answer_sent, own, env_index)
+            else:
+                answer = functools.partial(self._answer_batch, own, answered=[env_index], command="step")
             self._do(own, work, answer, may_be_cancelled=True)
 
     def _reset(self, frame: Frame) -> None:
@@ -345,6 +374,7 @@ class _Server:
         slab = self._core.map(request)
         if request.num_workers:
             self._reply_area = slab.reply_area(request.worker_index)
+            self._answer_slots = slab.answer_slots()
         gc.freeze()  # what is there now stays: the collector need not walk through it again and again
         self._answer(frame.seq, None)
 
@@ -358,9 +388,9 @@ class _Server:
 
         self._do(frame, self._core.closing(), answer)
 
-    def _attach(self, geometry: Geometry, slab_fd: int) -> Slab:
-        slab = Slab.attach(geometry, slab_fd)
-        os.close(slab_fd)
+    def _attach(self, geometry: Geometry) -> Slab:
+        slab = Slab.attach(geometry, self._files.slab)
+        os.close(self._files.slab)
         return slab
 
     def _capture_on_the_way(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:

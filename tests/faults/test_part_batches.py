@@ -79,7 +79,8 @@ def steps_of(batch: StepBatch) -> dict[int, list[float]]:
 
 async def until_ready(envs: AsyncVectorEnv, count: int) -> None:
     """Waits until so many rows or failures are there."""
-    while len([*envs._batches.calls.inbox]) < count:  # type: ignore[union-attr]
+    calls: Any = envs._batches.calls  # type: ignore[union-attr]
+    while calls.look() or len([*calls.inbox]) < count:
         await asyncio.sleep(0)
 
 
@@ -861,20 +862,24 @@ async def test_a_single_env_raises_a_crash_loop(failure: str, tmp_path: Path) ->
         assert (await envs[2].step(0))[1] == 1
 
 
-async def test_a_cancelled_step_whose_worker_is_given_up(tmp_path: Path) -> None:
-    """`recv` gives the rows of the others, and raises for these."""
-    async with (
-        asyncio.timeout(BOUND_SECONDS),
-        flaky("SIGKILL", tmp_path, AutoresetMode.NEXT_STEP, max_restarts=1) as envs,
-    ):
+@pytest.mark.parametrize("cancelled", ["before the death", "after it"])
+async def test_a_cancelled_step_whose_worker_is_given_up(cancelled: str, gate: Gate) -> None:
+    """`recv` raises for its envs, and gives the rows of the others."""
+    gates = (0, 2) if cancelled == "before the death" else (0,)
+    env_fns = [*gated(gate.key, gates=gates, num_envs=3), functools.partial(Mortal, end_with_sigkill, "step", offset=3)]
+    async with asyncio.timeout(BOUND_SECONDS), vector(env_fns, 2, on_failure="restart", max_restarts=1) as envs:
         await envs.reset()
-        await envs.step([0, 0, 1, 0])
+        await envs.step([0, 0, 0, 1])
         await envs.step([0] * 4)  # the row of the reset clears nothing
-        step = asyncio.create_task(envs.step([0, 0, 1, 0]))
-        await turns(2)
+        worker: Any = envs._started.pool.workers[1]  # type: ignore[union-attr]
+        step = asyncio.create_task(envs.step([PASS_GATE, 0, PASS_GATE, 1]))
+        await gate.arrived(len(gates))
+        if cancelled == "after it":
+            await worker.ended.wait()
         step.cancel()
         await asyncio.wait([step])
         assert step.cancelled()
+        gate.open(2)
         with pytest.raises(CrashLoopError) as caught:
             await envs.recv(min_envs=4)
         assert caught.value.env_ids == (2, 3)
