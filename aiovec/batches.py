@@ -13,10 +13,12 @@ from gymnasium.vector import AutoresetMode
 from aiovec.arguments import ResetTargets, reset_targets
 from aiovec.errors import CrashLoopError, ResetNeeded
 from aiovec.exchange import infos as infos_
+from aiovec.exchange import packed_infos
 from aiovec.exchange.actions import ActionWriter
 from aiovec.exchange.black_box import TIMES_PER_ROW
 from aiovec.exchange.failures import Failed, FailureRecord, as_one_exception
 from aiovec.exchange.messages import BatchReply
+from aiovec.exchange.packed_infos import MARK, PackedInfos
 from aiovec.exchange.slab import Buffer
 from aiovec.exchange.step_each import StepEachRequest
 from aiovec.failed_rows import Answered, FailedRows
@@ -322,36 +324,59 @@ class Batches:
         requests: dict[int, StepEachRequest] = {}
         for worker in self.pool.workers:
             own = worker.env_ids
-            chosen = [(position, env_index) for position, env_index in enumerate(env_ids) if env_index in own]
+            chosen = [env_index for env_index in env_ids if env_index in own]
             if chosen:
-                asked[worker.index] = [env_index for _, env_index in chosen]
-                theirs = None if rows is None else [rows[position] for position, _ in chosen]
-                requests[worker.index] = StepEachRequest([i - own.start for _, i in chosen], True, theirs)
+                asked[worker.index] = chosen
+                theirs = None
+                if rows is not None:
+                    theirs = [row for env_index, row in zip(env_ids, rows, strict=True) if env_index in own]
+                requests[worker.index] = StepEachRequest([i - own.start for i in chosen], True, theirs)
         self.calls.post_each("send", self.calls.prepare(requests), asked)
 
     async def recv(self, min_envs: int | None, max_envs: int | None) -> StepBatch:
         """What `recv` returns, or raises."""
         chosen = await self.calls.ready(min_envs, max_envs)
-        by_call: dict[int, tuple[PendingCall, list[int]]] = {}
-        for env_index, call in chosen:
-            by_call.setdefault(call.seq, (call, []))[1].append(env_index)
         env_ids = [env_index for env_index, _ in chosen]
         if self.calls.inbox.has_failures:
-            failures = self._failures("recv", by_call.values())
+            failures = self._failures("recv", _by_call(chosen))
             self.calls.taken(env_ids)
             assert failures is not None  # noqa: S101
             raise failures
-        batch = self._gather(list(by_call.values()), env_ids)
+        infos = self._usual_infos([call for _, call in chosen])
+        batch = self._gather(chosen, env_ids) if infos is None else self._gather_usual(infos, env_ids)
         self.states.take(env_ids, self._ended_of(batch))
-        self._num_steps += sum(call.command == "step" for _, call in chosen)
+        self._num_steps += len(chosen) if infos is not None else sum(call.command == "step" for _, call in chosen)
         self.calls.taken(env_ids)
         return batch
 
-    def _gather(self, by_call: Sequence[tuple[PendingCall, list[int]]], env_ids: list[int]) -> StepBatch:
+    def _usual_infos(self, calls: Sequence[PendingCall]) -> dict[str, Any] | None:
+        """The infos of envs that were sent an action, and have nothing to say but those of the usual kind, if at all.
+
+        `None` where that is not so: the general way has the same result.
+        """
+        if self._layout.dynamic or self._failed_rows is not None or not self.pool.shared:
+            return None
+        payloads: list[Any] = []
+        for call in calls:
+            if not call.is_sent:
+                return None
+            payloads += call.payloads.values()
+        if not any(payloads):
+            return {}
+        if not all(type(payload) is bytes and payload[:1] == MARK for payload in payloads):
+            return None
+        return packed_infos.merge([PackedInfos(payload) for payload in payloads], len(calls))
+
+    def _gather_usual(self, infos: dict[str, Any], env_ids: list[int]) -> StepBatch:
+        *observations, rewards, terminations, truncations = self._gather_arrays({HOME: env_ids}, env_ids)
+        ids = infos["env_id"] = np.array(env_ids, dtype=np.int64)
+        return StepBatch(ids, self._layout.assemble(observations), rewards, terminations, truncations, infos)
+
+    def _gather(self, chosen: Sequence[tuple[int, PendingCall]], env_ids: list[int]) -> StepBatch:
         entries: dict[int, dict[str, Any]] = {}
         values: dict[int, list[Any]] = {}
         by_buffer: dict[int, list[int]] = {}
-        for call, of_call in by_call:
+        for call, of_call in _by_call(chosen):
             dynamic, of_rows = self._rows(call, of_call)
             entries.update(of_rows)
             by_buffer.setdefault(call.buffer, []).extend(of_call)
@@ -495,6 +520,14 @@ class Batches:
         assert self._failed_rows is not None  # noqa: S101
         own = [worker.env_ids for worker in self.pool.workers]
         return self._failed_rows.complete(mended, self._said(call), own, self._buffers[call.buffer], env_ids)
+
+
+def _by_call(chosen: Iterable[tuple[int, PendingCall]]) -> list[tuple[PendingCall, list[int]]]:
+    """The envs of each call."""
+    by_call: dict[int, tuple[PendingCall, list[int]]] = {}
+    for env_index, call in chosen:
+        by_call.setdefault(call.seq, (call, []))[1].append(env_index)
+    return list(by_call.values())
 
 
 def _one_or_group(command: str, exceptions: Sequence[Exception]) -> Exception:

@@ -49,12 +49,12 @@ class ActionWriter:
             InvalidActionsError: Number, structure, shape or dtype do not fit; nothing was written.
         """
         slab_arrays = self._slab_arrays
-        if self.layout.is_array and slab_arrays is not None and env_ids is None:  # the step path
-            array = slab_arrays[0]  # a comparison each, one copy
-            if type(actions) is np.ndarray and actions.dtype == array.dtype and actions.shape == array.shape:
-                array[...] = actions
-                return None
         count = self._num_envs if env_ids is None else len(env_ids)
+        if self.layout.is_array and slab_arrays is not None and type(actions) is np.ndarray:
+            array = slab_arrays[0]  # the step path: a comparison each, one copy
+            if actions.dtype == array.dtype and actions.shape == (count, *array.shape[1:]):
+                array[... if env_ids is None else env_ids] = actions
+                return None
         leaves = [self._leaf(leaf, actions, "actions", (count,)) for leaf in self.layout.leaves]
         if (
             slab_arrays is not None

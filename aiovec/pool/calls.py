@@ -246,20 +246,21 @@ class Calls:
             prepared: The requests, by worker.
             asked: The envs of each.
         """
-        for index, env_ids in asked.items():
-            first_seq = self.next_seq(len(env_ids))
-            self.states.begin_send(range(first_seq, first_seq + len(env_ids)), command, env_ids)
-            self._discard_rest(env_ids)
-            of_worker: list[PendingCall] = []
-            for seq, env_index in enumerate(env_ids, first_seq):
+        env_ids = [env_index for own in asked.values() for env_index in own]
+        seq = self.next_seq(len(env_ids))
+        self.states.begin_send(seq, command, env_ids)
+        self._discard_rest(env_ids)
+        if self._sent is not None:
+            self._sent.ask(env_ids, seq)
+        for index, own in asked.items():
+            calls: list[PendingCall] = []
+            for env_index in own:
                 call = PendingCall(seq, "step", True, HOME, (index,), None, (env_index,))
-                call.is_abandoned = True
                 self._of_one_env[env_index] = call
                 self._begin(call, {})
-                of_worker.append(call)
-            if self._sent is not None:
-                self._sent.ask(env_ids, first_seq)
-            self._post_each(index, prepared[index], of_worker)
+                calls.append(call)
+                seq += 1
+            self._post_each(index, prepared[index], calls)
         self._look_again()
 
     def post_one(self, index: int, request: Any, env_index: int) -> PendingCall:
@@ -322,7 +323,7 @@ class Calls:
             if call.deaths:
                 raise call.deaths[0]
             has_something_to_say = call.mended is not None or any(call.payloads.values())
-            if has_something_to_say and call.is_to_be_read_in_a_thread:
+            if has_something_to_say and call.is_to_be_read_in_a_thread():
                 replies = await in_thread(self.read, call)
             else:
                 replies = self.read(call) if has_something_to_say else []
@@ -435,7 +436,7 @@ class Calls:
                     await self._receiver
                 else:
                     chosen = self.inbox.first(max_envs)
-                    slow = {call.seq: call for _, call in chosen if call.is_to_be_read_in_a_thread}
+                    slow = {call.seq: call for _, call in chosen if call.is_to_be_read_in_a_thread()}
                     if not slow:
                         return chosen
                     for call in slow.values():
@@ -465,15 +466,13 @@ class Calls:
     def look(self) -> bool:
         """Takes what sent envs have left in shared memory; tells whether there was anything."""
         left = self._sent.take() if self._sent else ()
-        for env_index, seq, payload in left:
+        for seq, payload in left:
             call = self.pending.get(seq)
-            if call is None:
-                continue
-            index = next(worker.index for worker in self._workers if env_index in worker.env_ids)
-            if index in call.missing and not self._workers[index].is_condemned:
-                self._take(call, index, payload)
-                if not call.missing:
-                    self._complete(call)
+            for index in tuple(call.missing) if call is not None else ():
+                if not self._workers[index].is_condemned:
+                    self._take(call, index, payload)
+                    if not call.missing:
+                        self._complete(call)
         return bool(left)
 
     def is_answered(self, call: PendingCall) -> bool:
@@ -497,7 +496,7 @@ class Calls:
 
     def num_owed(self) -> int:
         """How many envs have a row that is there for `recv`, or will be."""
-        return self.states.num_owed() + sum(not self.states.is_owed(env_index) for env_index in self.inbox)
+        return self.states.num_owed([*self.inbox])
 
     def _abandon(self, call: PendingCall) -> None:
         """The task that waited for a batch is gone: what is not answered yet is owed.

@@ -29,6 +29,7 @@ class PendingCall:
         deaths: The workers that died meanwhile.
         mended: Of a batch with `on_failure="restart"`.
         future: Done when there is something to say to the task that waits; `None` where there never is one.
+        is_sent: An env was sent an action, without a task that waits; the answer is owed from the beginning.
         is_abandoned: The task that waited is gone; the answer is owed.
         is_dropped: Nobody will ask for the answer.
         began: When it was sent; seconds of `time.perf_counter`.
@@ -46,6 +47,7 @@ class PendingCall:
         "is_abandoned",
         "is_batch",
         "is_dropped",
+        "is_sent",
         "is_together",
         "mended",
         "missing",
@@ -76,7 +78,8 @@ class PendingCall:
         self.deaths: tuple[WorkerDied | EnvTimeoutError, ...] = ()
         self.mended: Mended | None = None
         self.future: Answer | None = future
-        self.is_abandoned: bool = False
+        self.is_sent: bool = is_batch and future is None
+        self.is_abandoned: bool = self.is_sent
         self.is_dropped: bool = False
         self.is_together: bool = False
         self.began: float = 0.0
@@ -93,13 +96,15 @@ class PendingCall:
         """The envs that the whole answer of a worker is about, given its envs; in the order of its rows."""
         return own if self.env_ids is None else [env_index for env_index in self.env_ids if env_index in own]
 
-    @property
     def is_to_be_read_in_a_thread(self) -> bool:
         """Whether to unpickle the answer away from the loop."""
-        if self.mended is None and not any(self.payloads.values()):
-            return False
-        payloads = [payload for index, payload in self.payloads.items() if index not in (self.replies or ())]
-        if self.mended is not None:
-            payloads += [part.payload for part in self.mended.parts if not part.is_read]
-        sent = [payload for payload in payloads if isinstance(payload, (bytes, memoryview))]
-        return any(map(is_to_be_read_in_a_thread, sent))
+        for index, payload in self.payloads.items():
+            if payload and (self.replies is None or index not in self.replies) and _is_slow(payload):
+                return True
+        return self.mended is not None and any(
+            _is_slow(part.payload) for part in self.mended.parts if part.payload and not part.is_read
+        )
+
+
+def _is_slow(payload: Any) -> bool:
+    return isinstance(payload, (bytes, memoryview)) and is_to_be_read_in_a_thread(payload)

@@ -6,30 +6,15 @@ The owner of the tokens of `exchange.wanted`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from aiovec.exchange.answer_slots import AnswerSlots
 from aiovec.exchange.wanted import Wanted
 
-__all__ = ["LeftAnswer", "Sent"]
+__all__ = ["Sent"]
 
 _NOTHING = (1 << 64) - 1  # no call has this number
-
-
-class LeftAnswer(NamedTuple):
-    """An answer as its worker left it.
-
-    Attributes:
-        env_index: Whose.
-        seq: The number of the call.
-        payload: The bytes.
-    """
-
-    env_index: int
-    seq: int
-    payload: bytes
 
 
 class Sent:
@@ -57,7 +42,7 @@ class Sent:
 
     def ask(self, env_ids: Sequence[int], first_seq: int) -> None:
         """These are sent an action; their calls are numbered from the first on."""
-        self._seqs[env_ids] = range(first_seq, first_seq + len(env_ids))
+        self._seqs[env_ids] = np.arange(first_seq, first_seq + len(env_ids))
         self._num_asked += len(env_ids)
 
     def forget(self, env_index: int, seq: int) -> None:
@@ -70,8 +55,8 @@ class Sent:
         """Whether an answer is there; from any thread."""
         return bool(self._slots.seqs[env_index] == seq)
 
-    def take(self) -> list[LeftAnswer]:
-        """What was left since the last look, in the order in which the envs ended."""
+    def take(self) -> list[tuple[int, bytes]]:
+        """What was left since the last look, in the order in which the envs ended: number of the call, and answer."""
         if not self._num_asked:
             return []
         ended = (self._slots.seqs == self._seqs).nonzero()[0]
@@ -82,8 +67,7 @@ class Sent:
         seqs = self._seqs[ended].tolist()
         self._seqs[ended] = _NOTHING
         self._num_asked -= len(ended)
-        take = self._slots.take
-        return [LeftAnswer(env_index, seq, take(env_index)) for env_index, seq in zip(ended.tolist(), seqs, strict=True)]
+        return list(zip(seqs, map(self._slots.take, ended.tolist()), strict=True))
 
     def want(self, count: int) -> None:
         """Has us woken when so many more have answered; look once more behind this."""

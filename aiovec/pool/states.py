@@ -122,13 +122,15 @@ class EnvStates:
             self._refuse_busy(command, (_AWAITED, _OWED), env_ids)
             self._refuse_broken(command, env_ids)
 
-    def begin_send(self, seqs: Sequence[int], command: str, env_ids: Sequence[int]) -> None:
-        """Some envs: idle → owed, each to a call of its own; raises what `check_idle` raises."""
+    def begin_send(self, first_seq: int, command: str, env_ids: Sequence[int]) -> None:
+        """Some envs: idle → owed, each to a call of its own, in order; raises what `check_idle` raises."""
         self.check_idle(command, env_ids)
         self._all_idle, self._caller_of_all = False, 0
-        self._states[env_ids] = _OWED
-        self._callers[env_ids] = seqs
-        self._ended_alone.difference_update(env_ids)
+        ids = np.array(env_ids)
+        self._states[ids] = _OWED
+        self._callers[ids] = np.arange(first_seq, first_seq + len(ids))
+        if self._ended_alone:
+            self._ended_alone.difference_update(env_ids)
 
     def begin_one(self, seq: int, command: str, env_index: int) -> None:
         """One env that is stepped by itself: idle → awaited.
@@ -273,10 +275,13 @@ class EnvStates:
         self._spread()
         return self._states[env_index] in (_AWAITED, _OWED)
 
-    def num_owed(self) -> int:
-        """How many envs are owed."""
+    def num_owed(self, others: Sequence[int] = ()) -> int:
+        """How many envs are owed, or are one of these others."""
         self._spread()
-        return int(np.count_nonzero(self._states == _OWED))
+        owed = self._states == _OWED
+        if others:
+            owed[others] = True
+        return int(np.count_nonzero(owed))
 
     def _mine(self, seq: int, state: int) -> npt.NDArray[np.bool_]:
         mine: npt.NDArray[np.bool_] = (self._callers == seq) & (self._states == state)

@@ -50,9 +50,9 @@ EVENTS: dict[str, Callable[[EnvStates], None]] = {
     "its task gone, it answered": lambda states: states.abandon(2, [0, 1]),
     "another task gone": lambda states: states.abandon(99, [0, 1]),
     "lost": lambda states: states.break_(0, "must be built anew, since its worker died"),
-    "send it": lambda states: states.begin_send([SEQ], "send", [0]),
-    "send the other": lambda states: states.begin_send([SEQ], "send", [1]),
-    "send both": lambda states: states.begin_send([SEQ, SEQ + 1], "send", [0, 1]),
+    "send it": lambda states: states.begin_send(SEQ, "send", [0]),
+    "send the other": lambda states: states.begin_send(SEQ, "send", [1]),
+    "send both": lambda states: states.begin_send(SEQ, "send", [0, 1]),
     "check both": lambda states: states.check_idle("send", [0, 1]),
     "step it alone": lambda states: states.begin_one(SEQ, "step", 0),
     "step the other alone": lambda states: states.begin_one(SEQ, "step", 1),
@@ -342,7 +342,7 @@ def after_an_end(waits_for_reset: bool = False) -> EnvStates:
 
 GO_ON: dict[str, Callable[[EnvStates], None]] = {
     "a batch": lambda states: (states.begin_step(4, "step"), states.settle(4, {}))[-1],
-    "a send": lambda states: (states.begin_send([4], "send", [0]), states.take([0]))[-1],
+    "a send": lambda states: (states.begin_send(4, "send", [0]), states.take([0]))[-1],
     "a reset": lambda states: (states.begin_reset(4, "reset", None), states.settle(4, {}))[-1],
     "a reset of it": lambda states: (states.begin_reset(4, "reset", [0]), states.settle(4, {}))[-1],
 }
@@ -384,7 +384,7 @@ def test_a_batch_after_single_steps_is_a_whole_one_again() -> None:
         with pytest.raises(AlreadyPendingCallError, match="another task awaits env 1"):
             states.begin_step(99, "step")
         states.settle_one(seq, 1, False, False)
-        states.begin_send([50, 51], "send", [1, 0])
+        states.begin_send(50, "send", [1, 0])
         with pytest.raises(AlreadyPendingCallError) as caught:
             states.begin_step(99, "step")
         assert caught.value.env_ids == (0, 1)
@@ -395,17 +395,18 @@ def test_a_batch_after_single_steps_is_a_whole_one_again() -> None:
 def test_what_is_owed_to_whom() -> None:
     """Each sent env by a call of its own; taking, and a reset, end it."""
     states = states_with(IDLE)
-    states.begin_send([8, 7], "send", [1, 0])
-    assert (states.owed_to(7), states.owed_to(8), states.num_owed()) == ([0], [1], 2)
+    states.begin_send(8, "send", [1, 0])
+    assert (states.owed_to(8), states.owed_to(9), states.num_owed()) == ([1], [0], 2)
     assert states.is_owed(0)
-    assert states.is_owed(0, 7)
+    assert states.is_owed(0, 9)
     assert not states.is_owed(0, 8)
     states.take([0])
-    assert (states.owed_to(7), states.num_owed()) == ([], 1)
+    assert (states.owed_to(9), states.num_owed()) == ([], 1)
+    assert states.num_owed([0, 1]) == 2
     assert not states.is_owed(0)
-    states.begin_reset(9, "reset", [1])
+    states.begin_reset(10, "reset", [1])
     assert states.num_owed() == 0
-    assert (states.asked_by(7), states.asked_by(8), states.asked_by(9)) == ([0], [], [1])
+    assert (states.asked_by(8), states.asked_by(9), states.asked_by(10)) == ([], [0], [1])
 
 
 def test_a_refused_send_owes_nothing() -> None:
@@ -413,7 +414,7 @@ def test_a_refused_send_owes_nothing() -> None:
     for state in (AWAITED, BROKEN):
         states = states_with(state)
         with pytest.raises((AlreadyPendingCallError, ResetNeeded)):
-            states.begin_send([SEQ, SEQ + 1], "send", [1, 0])
+            states.begin_send(SEQ, "send", [1, 0])
         assert states.num_owed() == 0
         states.begin_one(SEQ, "step", 1)
 
@@ -435,7 +436,7 @@ def test_a_row_that_is_repeated_is_not_written_meanwhile(end: str) -> None:
     states = states_with(IDLE)
     states.begin_reset(3, "reset", [0], repeated=[1])
     for begin in (
-        lambda: states.begin_send([9], "send", [1]),
+        lambda: states.begin_send(9, "send", [1]),
         lambda: states.begin_one(9, "step", 1),
         lambda: states.begin_reset(9, "reset", [1]),
         lambda: states.check_repeatable("reset", [1]),
