@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from aiovec.exchange import pickles
 
-__all__ = ["MARK", "PackedInfos", "merge", "pack"]
+__all__ = ["MARK", "PackedInfos", "merge", "pack", "pack_one"]
 
 MARK = b"\0"  # no pickle begins with it; nor with the mark of failures, see `exchange.messages`
 
@@ -136,6 +136,22 @@ def pack(infos: Sequence[dict[str, Any]]) -> PackedInfos | None:
     except (KeyError, struct.error):  # other keys, or an int beyond 64 bits
         return None
     return PackedInfos(_HEAD.pack(MARK, len(schema.pickled), num_rows) + schema.pickled + data)
+
+
+def pack_one(info: dict[str, Any]) -> PackedInfos | None:
+    """The same for one env."""
+    if type(info) is not dict:
+        return None
+    known = (*info, *map(type, info.values()))
+    schema = _schemas.get(known, _UNKNOWN)
+    if schema is None or schema is _UNKNOWN:
+        return pack([info])
+    values = list(info.values())  # of the very keys and kinds of the schema
+    try:
+        data = schema.struct(1).pack(*[values[index] for index in schema.order])
+    except struct.error:  # an int beyond 64 bits
+        return None
+    return PackedInfos(_HEAD.pack(MARK, len(schema.pickled), 1) + schema.pickled + data)
 
 
 def merge(parts: Sequence[PackedInfos], num_rows: int) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ Each env that was sent an action would wake the parent by itself otherwise, and 
 still stepping: with 8 Breakout, of which four are waited for, that costs half of the time.
 
 A pipe of tokens, one byte for each answer that is to come while the parent waits. A worker leaves its answer
-(`exchange.answer_slots`), then takes a token; the last that is wanted, and those behind it, tell it to wake the parent. An
+(`exchange.answer_slots`), then takes a token; that of the last answer that is wanted tells it to wake the parent. An
 answer that is left before the tokens are there may take one or not, so the parent looks again once they are, and begins
 anew if anything has come. So it may be woken too early, which it sees, and never too late.
 """
@@ -16,7 +16,7 @@ import os
 
 __all__ = ["Wanted", "take_wanted"]
 
-_WAIT, _WAKE = b"\0", b"\1"
+_WAKE = 1
 _MOST = 1 << 12  # less than any pipe holds; who waits for more is woken in between
 
 
@@ -36,10 +36,15 @@ class Wanted:
     def want(self, count: int, to_come: int) -> None:
         """Has the parent woken by whoever gives the last of `count` answers, from now on, out of those that are to come.
 
-        Also by those behind: the worker that took the one token may be stopped before it says so.
+        And by that of twice as many, and so on: the worker that took the one token may be stopped before it says so.
         """
-        waiting = min(count, _MOST) - 1
-        os.write(self._fd, _WAIT * waiting + _WAKE * (min(to_come, _MOST) - waiting))
+        tokens = bytearray(min(max(count, to_come), _MOST))
+        position = count
+        while position <= len(tokens):
+            tokens[position - 1] = _WAKE
+            position *= 2
+        tokens[-1] = _WAKE
+        os.write(self._fd, tokens)
 
     def give_up(self) -> None:
         """Nothing is wanted any more."""
@@ -56,6 +61,6 @@ class Wanted:
 def take_wanted(worker_fd: int) -> bool:
     """Takes a token, in a worker that has left an answer; tells whether to wake the parent."""
     try:
-        return os.read(worker_fd, 1) == _WAKE
+        return os.read(worker_fd, 1)[0] == _WAKE
     except BlockingIOError:
         return False

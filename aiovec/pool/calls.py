@@ -596,11 +596,11 @@ class Calls:
 
     def replied(self, index: int, frame: Frame) -> None:
         """A worker has sent a reply."""
+        if frame.kind == FrameKind.AWAKE:
+            self._has_come = True  # `resume` looks
+            return
         if frame.kind != FrameKind.ALL_DONE and self._sent:
             self.look()  # in order: an env that was sent an action may have been reset behind it
-        if frame.kind == FrameKind.AWAKE:
-            self._has_come = True
-            return
         call = self.pending.get(frame.seq)
         if call is None:
             self._replied_to_start(index, frame)  # or the pool was closed meanwhile

@@ -276,7 +276,7 @@ class EnvHost:
             return None
         outcome.infos.sort(key=operator.itemgetter(0))
         if len(rows) == len(outcome.infos) == 1 and not (outcome.entries or outcome.errors or self._has_dynamic_leaves):
-            packed = packed_infos.pack([outcome.infos[0][1]])
+            packed = packed_infos.pack_one(outcome.infos[0][1])
             if packed is not None:
                 return BatchReply(packed)
         given = [None if row in outcome.errors else self.rows.observations[row] for row in rows]

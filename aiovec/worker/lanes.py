@@ -98,9 +98,11 @@ class Lanes:
         if not turns:
             ended()
             return
-        ended = _CountDown(len(turns), ended)
-        # Those with a lane of their own first: the others may be driven on the spot.
-        for row, turn in sorted(turns, key=lambda item: item[0] not in self._by_row):
+        if len(turns) > 1:
+            ended = _CountDown(len(turns), ended)
+            # Those with a lane of their own first: the others may be driven on the spot.
+            turns = sorted(turns, key=lambda item: item[0] not in self._by_row)
+        for row, turn in turns:
             lane = self._by_row.get(row) or self._lanes[row % len(self._lanes)]
             lane.put(row, turn, ended, may_be_cancelled)
 

@@ -1,7 +1,8 @@
 """Serves requests from a blocking socket, in a process of its own.
 
 One after the other in the main thread, which has no event loop, so that an env may run one. Where a worker holds async
-envs, or shares its envs out to threads, another thread reads the requests, and the main thread is one of the lanes.
+envs, their loop reads the requests; where it shares its envs out to threads, one more does. The main thread is one of the
+lanes then.
 
 Between two requests the main thread looks for the next some 100 microseconds before it sleeps: on a virtual machine a
 core that sleeps takes 25-50 µs to wake, which with 64 CartPole is a quarter of a step. It yields its core at every
@@ -17,8 +18,8 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aiovec.exchange import pickles, replies, step_each
 from aiovec.exchange.answer_slots import AnswerSlots
@@ -44,6 +45,9 @@ from aiovec.worker.core import WorkerCore
 from aiovec.worker.host import Work
 from aiovec.worker.lanes import Lanes, ThreadLane
 from aiovec.worker.travel import dumps_batch_reply, dumps_call_reply
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["SharedFiles", "serve"]
 
@@ -95,6 +99,7 @@ class _Server:
         self._reply_area: ReplyArea | None = None
         self._answer_slots: AnswerSlots | None = None
         self._lanes: Lanes | None = None  # without any, all is done in this thread
+        self._loop: asyncio.AbstractEventLoop | None = None  # of async envs
         self._main_lane = ThreadLane(self._black_box.doing(0), self._clock)
         self._thread_lanes = [self._main_lane]
         self._cancel: Callable[[Sequence[int], bool], None] = lambda _rows, _everything: None
@@ -128,33 +133,69 @@ class _Server:
             for frame in frames:
                 self._handle(frame)
                 if self._lanes is not None:
-                    rest = self._frames(reader, frames)
-                    threading.Thread(target=self._run_rest, args=(rest,), name="aiovec-requests", daemon=True).start()
+                    self._run_beside_lanes(reader, frames)
                     self._main_lane.run()
                     return
                 if self._closing:
                     return
         self._core.closing().do(self._black_box.doing(0), self._clock)  # the parent closed its end without a word
 
-    def _run_rest(self, frames: Iterator[Frame]) -> None:
-        """The same in a thread, beside the lanes."""
+    def _run_beside_lanes(self, reader: FrameReader, begun: Iterator[Frame]) -> None:
+        """The same in another thread, behind the requests that were received already.
+
+        That of the async envs' loop, if there is one: a thread more would fight with it for the interpreter's lock, which
+        keeps an env from its request for 2 ms where there are many.
+        """
+        loop = self._loop
+        if loop is None:
+            thread = threading.Thread(target=self._run_rest, args=(reader, begun), name="aiovec-requests", daemon=True)
+            thread.start()
+            return
+
+        def begin() -> None:
+            if self._go_on(begun):
+                loop.add_reader(self._connection.fileno(), read)
+
+        def read() -> None:
+            if not self._read(reader):
+                loop.remove_reader(self._connection.fileno())
+
+        loop.call_soon_threadsafe(begin)
+
+    def _run_rest(self, reader: FrameReader, begun: Iterator[Frame]) -> None:
+        goes_on = self._go_on(begun)
+        while goes_on:
+            goes_on = self._read(reader)
+
+    def _read(self, reader: FrameReader) -> bool:
+        """Handles what one read gives; tells whether there will be more."""
+        try:
+            received = self._connection.recv_into(reader.space())
+        except ConnectionError:
+            received = 0
+        if not received:
+            self._lose()
+            return False
+        reader.received(received)
+        return self._go_on(reader.frames())
+
+    def _go_on(self, frames: Iterable[Frame]) -> bool:
+        """Handles requests; tells whether there will be more."""
         try:
             for frame in frames:
                 self._handle(frame)
                 if self._closing:
-                    return
+                    return False
         except ConnectionError:
-            pass  # the parent is gone, or has closed its end
+            self._lose()
+            return False
+        return True
+
+    def _lose(self) -> None:
+        """The parent is gone, or has closed its end without a word."""
         assert self._lanes is not None  # noqa: S101
         self._cancel(range(len(self._core.env_ids)), True)
         self._lanes.do(self._core.closing().turns, self._main_lane.stop, may_be_cancelled=False)
-
-    def _frames(self, reader: FrameReader, begun: Iterator[Frame]) -> Iterator[Frame]:
-        """The requests that are still to come, behind those that were received already."""
-        yield from begun
-        while received := self._connection.recv_into(reader.space()):
-            reader.received(received)
-            yield from reader.frames()
 
     def _handle(self, frame: Frame) -> None:
         try:
@@ -287,8 +328,9 @@ class _Server:
             from aiovec.worker.async_lane import AsyncLane, start_loop  # noqa: PLC0415  asyncio: few workers need it
 
             doing, overstaying = self._black_box.doing(-2), self._black_box.doing(-1)
+            self._loop = start_loop()
             async_lane = AsyncLane(
-                start_loop(),
+                self._loop,
                 request.env_ids,
                 request.step_timeout,
                 request.close_grace,
