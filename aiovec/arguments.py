@@ -130,8 +130,9 @@ def check_batcher(function: object, max_batch_size: int, max_wait: float, max_pe
 
 def env_ids_of(num_envs: int, env_ids: Sequence[int]) -> list[int]:
     """Checks which envs are meant: each exists, none twice."""
-    if type(env_ids) is np.ndarray and env_ids.dtype == np.int64 and env_ids.ndim == 1:  # those of a batch
-        ids: list[int] = env_ids.tolist()
+    given: Any = env_ids
+    if isinstance(given, np.ndarray) and given.dtype == np.int64 and given.ndim == 1:  # those of a batch
+        ids: list[int] = given.tolist()
         if ids and min(ids) >= 0 and max(ids) < num_envs and len(set(ids)) == len(ids):
             return ids
     ids = []

@@ -100,8 +100,8 @@ class Batches:
 
     # ---- of all envs, or of a reset
 
-    async def step(self, actions: Any) -> StepResult:
-        """See `AsyncVectorEnv.step`."""
+    def begin_step(self, actions: Any) -> PendingCall:
+        """Asks every env for a step."""
         calls = self.calls
         calls.raise_untold_death()
         seq = calls.next_seq()
@@ -111,9 +111,7 @@ class Batches:
         except BaseException:
             self.states.settle(seq, {})  # nothing was sent: all are idle, as they were
             raise
-        call = calls.post_step(prepared, seq)
-        replies: list[BatchReply | None] = await calls.answered(call)
-        return calls.completed(call, self.step_result, replies)
+        return calls.post_step(prepared, seq)
 
     async def reset(self, target: ResetTargets) -> ResetResult:
         """See `AsyncVectorEnv.reset`."""

@@ -417,7 +417,10 @@ class AsyncVectorEnv:
             asyncio.CancelledError: The envs go on with the step, and their answer is owed: `reset` discards
                 it.
         """
-        return await self._ready("step()").step(actions)
+        batches = self._ready("step()")
+        call = batches.begin_step(actions)
+        replies = await batches.calls.answered(call)
+        return batches.calls.completed(call, batches.step_result, replies)
 
     # ---- part batches
 

@@ -9,6 +9,7 @@ import inspect
 import os
 import signal
 import time
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -25,6 +26,27 @@ LONGEST_GAP_SECONDS = 0.5
 GONE_WITHIN_SECONDS = 2.0
 
 EVENT_LOOPS = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": True})}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--sample 4``: one of four cases of each test, and all of those that are marked `every_python`."""
+    parser.addoption("--sample", type=int, default=1, help="run one of so many cases of each test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Takes the sample: of each test at least one case, the same each time, and not always the first."""
+    every = config.getoption("--sample")
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen: set[pytest.Item] = set()
+    for test, of_test in cases.items():
+        if of_test[0].get_closest_marker("every_python") is not None:
+            chosen.update(of_test)
+        else:
+            chosen.update(of_test[zlib.crc32(test.encode()) % min(every, len(of_test)) :: every])
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
 
 
 @pytest.fixture(params=list(EVENT_LOOPS.values()), ids=list(EVENT_LOOPS))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 import anyio
 import gymnasium as gym
@@ -516,6 +516,11 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def context_of_loop() -> Literal["fork"] | None:
+    """Fresh interpreters on asyncio, forks on uvloop: these cost a tenth, and the tables do not need all four."""
+    return "fork" if type(asyncio.get_running_loop()).__module__.startswith("uvloop") else None
 
 
 async def turns(count: int = 20) -> None:

@@ -151,8 +151,8 @@ class EnvHost:
         """
         observations, rewards = self.rows.observations, self._rewards
         terminations, truncations = self._terminations, self._truncations
-        outcome = Outcome()
-        infos, errors = outcome.infos, outcome.errors
+        infos: list[tuple[int, dict[str, Any]]] = []
+        errors: dict[int, BaseException] = {}
         doing, row, transition = self._doing, 0, _PENDING
         self.rows.num_steps += 1
         doing[1] += 1
@@ -175,7 +175,13 @@ class EnvHost:
         doing[0] = IDLE
         self._clock.batch(time.perf_counter() - began)
         errors.update(writer.write_outcomes(rewards, terminations, truncations))
-        if self._autoreset_mode is not AutoresetMode.DISABLED and (ended := writer.ended()):
+        ended = writer.ended() if self._autoreset_mode is not AutoresetMode.DISABLED else ()
+        if not (ended or infos or errors or self._has_dynamic_leaves):  # most often there is nothing to say
+            errors.update(writer.write_observations(observations))
+            if not errors:
+                return None
+        outcome = Outcome(infos, errors)
+        if ended:
             self._end_episodes(ended, outcome)
         if errors:
             good = [row for row in range(len(observations)) if row not in errors]
@@ -184,7 +190,7 @@ class EnvHost:
             errors.update(writer.write_observations(observations))
         return self._whole_reply(outcome, "step")
 
-    def _end_episodes(self, ended: list[int], outcome: Outcome) -> None:
+    def _end_episodes(self, ended: Sequence[int], outcome: Outcome) -> None:
         """Applies the autoreset mode to the rows whose episode ended with this step."""
         rows, errors = self.rows, outcome.errors
         if self._autoreset_mode is AutoresetMode.NEXT_STEP:

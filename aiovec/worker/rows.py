@@ -115,10 +115,13 @@ class RowWriter:
                 errors[row] = error
         return errors
 
-    def ended(self) -> list[int]:
+    def ended(self) -> Sequence[int]:
         """The rows whose last written outcome ends an episode."""
+        both = (self._rows.terminations.tobytes(), self._rows.truncations.tobytes())
+        if not (1 in both[0] or 1 in both[1]):
+            return ()
         rows: set[int] = set()
-        for flags in (self._rows.terminations.tobytes(), self._rows.truncations.tobytes()):
+        for flags in both:
             row = flags.find(1)
             while row >= 0:
                 rows.add(row)

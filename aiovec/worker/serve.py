@@ -51,7 +51,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedFiles", "serve"]
 
-_STEPS = (FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.STEP_EACH)
+# On the step path: a name of an enumeration costs 0.1 µs to look up.
+_STEP_TOGETHER, _ALL_DONE = FrameKind.STEP_TOGETHER, FrameKind.ALL_DONE
+_STEPS = (FrameKind.STEP, _STEP_TOGETHER, FrameKind.STEP_EACH)
 
 _LOOK_SECONDS = 250e-6  # the parent comes back within 30-100 µs, and the slowest worker keeps the others waiting
 _MOST_SKIPPED = 63  # waits without a look after many that did not pay
@@ -238,11 +240,11 @@ class _Server:
             self._send(pack_frame(FrameKind.REPLY, seq, 0, reply))
         # Behind the reply: whoever hears that all are done must find the replies of all.
         if take_last(self._files.tally):
-            self._send(pack_header(FrameKind.ALL_DONE, seq))
+            self._send(pack_header(_ALL_DONE, seq))
 
     def _answer_sent(self, frame: Frame, env_index: int, reply: BatchReply | None) -> None:
         """Answers the step of one env that was sent an action, whose answer waits until it is asked for."""
-        data = self._dumped(frame, reply, [env_index], "step")
+        data = b"" if reply is None and self._shared else self._dumped(frame, reply, [env_index], "step")
         slots = self._answer_slots
         if slots is None or not slots.leave(env_index, frame.seq, data):
             self._answer(frame.seq, data)
@@ -251,28 +253,26 @@ class _Server:
 
     def _answer_batch(self, frame: Frame, reply: BatchReply | None, answered: Sequence[int], command: str) -> None:
         """Answers a step or a reset of these envs."""
-        data = self._dumped(frame, reply, answered, command)
-        if frame.kind == FrameKind.STEP_TOGETHER:
+        data = b"" if reply is None and self._shared else self._dumped(frame, reply, answered, command)
+        if frame.kind == _STEP_TOGETHER:
             self._answer_together(frame.seq, data)
         else:
             self._answer(frame.seq, data)
 
     def _dumped(self, frame: Frame, reply: BatchReply | None, answered: Sequence[int], command: str) -> bytes:
-        """What there is to say beside the rows, as bytes; none if that is nothing."""
-        if reply is not None or not self._shared:
-            try:
-                reply = reply or BatchReply({})
-                if not self._shared:
-                    reply = reply._replace(arrays=self._core.rows(frame.buffer, answered))
-                return dumps_batch_reply(reply, answered, command, self._capture_on_the_way)
-            except Exception as exception:  # noqa: BLE001  what an env gave has surprised us
-                return self._refusal(frame, exception, answered)
-        return b""
+        """What there is to say beside the rows, as bytes."""
+        try:
+            reply = reply or BatchReply({})
+            if not self._shared:
+                reply = reply._replace(arrays=self._core.rows(frame.buffer, answered))
+            return dumps_batch_reply(reply, answered, command, self._capture_on_the_way)
+        except Exception as exception:  # noqa: BLE001  what an env gave has surprised us
+            return self._refusal(frame, exception, answered)
 
     def _refuse(self, frame: Frame, exception: Exception, env_ids: Sequence[int]) -> None:
         """Answers a request that failed as a whole: these envs failed in it."""
         data = self._refusal(frame, exception, env_ids)
-        if frame.kind == FrameKind.STEP_TOGETHER:
+        if frame.kind == _STEP_TOGETHER:
             self._answer_together(frame.seq, data)
         else:
             self._answer(frame.seq, data)

@@ -61,10 +61,14 @@ class Outcome:
             reply is made.
     """
 
-    def __init__(self) -> None:
-        self.infos: list[tuple[int, dict[str, Any]]] = []
+    def __init__(
+        self,
+        infos: list[tuple[int, dict[str, Any]]] | None = None,
+        errors: dict[int, BaseException] | None = None,
+    ) -> None:
+        self.infos: list[tuple[int, dict[str, Any]]] = [] if infos is None else infos
         self.entries: list[tuple[int, dict[str, Any]]] = []
-        self.errors: dict[int, BaseException] = {}
+        self.errors: dict[int, BaseException] = {} if errors is None else errors
         self.known: set[int] = set()
 
 

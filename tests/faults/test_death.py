@@ -20,6 +20,7 @@ from fault_envs import (
     BOUND_SECONDS,
     FailsWhile,
     Mortal,
+    context_of_loop,
     end_inside_a_frame,
     end_with_a_child_that_holds_the_socket,
     end_with_sigkill,
@@ -80,6 +81,7 @@ def vector(ending: Callable[[], object], at: str, num_workers: int, **options: A
     env_fns = [
         functools.partial(Mortal, ending, at if index == MORTAL else "never", offset=index) for index in range(NUM_ENVS)
     ]
+    options.setdefault("context", context_of_loop())
     return AsyncVectorEnv(env_fns, num_workers=num_workers, **options)
 
 
@@ -169,7 +171,9 @@ async def test_the_start_of_a_worker_that_ends(ending: str, on_failure: Any) -> 
     end = DEATHS[ending][0] if ending in DEATHS else STUCK[ending]
     env_fns = [functools.partial(Mortal, end, "init" if index == 1 else "never", offset=index) for index in range(2)]
     start_timeout = BOUND_SECONDS if ending in DEATHS else START_TIMEOUT
-    envs = AsyncVectorEnv(env_fns, num_workers=2, start_timeout=start_timeout, on_failure=on_failure)
+    envs = AsyncVectorEnv(
+        env_fns, num_workers=2, context=context_of_loop(), start_timeout=start_timeout, on_failure=on_failure
+    )
     async with asyncio.timeout(BOUND_SECONDS):
         if ending in DEATHS:
             with pytest.raises(WorkerDied, match="during build") as died:

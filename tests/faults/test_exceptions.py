@@ -52,6 +52,8 @@ from aiovec import (
     failures,
 )
 
+pytestmark = pytest.mark.every_python
+
 
 def counters(num_envs: int, **others: Any) -> list[Callable[[], gym.Env[Any, Any]]]:
     """So many counters that bear their index; `others` are env_fns in place of some: ``_1=...``."""

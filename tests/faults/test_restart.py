@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from fault_envs import BOUND_SECONDS, end_with_sigkill, hang_in_c, segfault
+from fault_envs import BOUND_SECONDS, context_of_loop, end_with_sigkill, hang_in_c, segfault
 from flaky_envs import SLOW, Flaky, Unlucky, raise_an_error
 from gymnasium.vector import AutoresetMode
 
@@ -37,6 +37,7 @@ def vector(failure: str, tmp_path: Path, mode: AutoresetMode, num_workers: int, 
     env_fns = [functools.partial(Flaky, FAILURES[failure][0], index, log, is_dict) for index in range(NUM_ENVS)]
     if failure == "stuck":
         options["step_timeout"] = 0.6
+    options["context"] = context_of_loop() if num_workers else None
     return AsyncVectorEnv(env_fns, num_workers=num_workers, autoreset_mode=mode, on_failure="restart", **options)
 
 
@@ -260,7 +261,8 @@ async def test_envs_of_other_workers_do_not_notice(mode: AutoresetMode) -> None:
 
     def make() -> AsyncVectorEnv:
         env_fns = [functools.partial(gym.make, "CartPole-v1")] * 6
-        return AsyncVectorEnv(env_fns, num_workers=2, on_failure="restart", autoreset_mode=mode)
+        context = context_of_loop()
+        return AsyncVectorEnv(env_fns, num_workers=2, context=context, on_failure="restart", autoreset_mode=mode)
 
     async with asyncio.timeout(2 * BOUND_SECONDS):
         undisturbed, disturbed = await trajectory(make, False), await trajectory(make, True)
