@@ -123,7 +123,8 @@ def coverage(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The table of the README, interleaved with bare processes and Gymnasium's AsyncVectorEnv."""
     _install(session, "bench")
-    session.install("--quiet", "envpool", success_codes=[0, 1])  # shown beside ours where it can be had
+    for others in (["envpool"], ["torch==2.13.0+cpu", "torchrl"]):  # shown beside ours where they can be had
+        session.install("--quiet", *others, success_codes=[0, 1])
     session.run("python", "tests/bench/table.py", *session.posargs)
 
 

@@ -7,6 +7,7 @@ asked sleeps.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
@@ -217,6 +218,53 @@ class Gymnasium:
     def close(self) -> None:
         """Ends the processes."""
         self._envs.close()
+
+
+class TorchRL:
+    """TorchRL's AsyncEnvPool: the same envs in as many processes, each of which has a thread an env; tensors in shm."""
+
+    def __init__(self, env_fn: EnvFn, num_envs: int, num_workers: int, num_actions: int) -> None:
+        import torch
+        from torchrl.envs import AsyncEnvPool
+
+        makers = [functools.partial(_torchrl_env, env_fn)] * num_envs
+        per_worker = num_envs // num_workers
+        self._pool = AsyncEnvPool(makers, backend="multiprocessing", exchange="auto", envs_per_worker=per_worker)
+        self._num_envs = num_envs
+        self._actions = torch.randint(0, num_actions, (NUM_ACTION_ROWS, num_envs))
+
+    def run_parts(self, steps: int, min_envs: int) -> float:
+        """Seconds for so many steps of each env in the mean, first come, first served."""
+        pool, left, pending = self._pool, steps * self._num_envs, self._num_envs
+        batch = pool.reset()
+        batch["action"] = self._actions[0]
+        began = time.perf_counter()
+        pool.async_step_and_maybe_reset_send(batch)
+        while left > 0:
+            _, batch = pool.async_step_and_maybe_reset_recv(min_get=min_envs)
+            count = len(batch)
+            left -= count
+            pending -= count
+            if left > 0:
+                batch["action"] = self._actions[left % NUM_ACTION_ROWS][:count]
+                pool.async_step_and_maybe_reset_send(batch)
+                pending += count
+        seconds = time.perf_counter() - began
+        while pending:
+            pending -= len(pool.async_step_and_maybe_reset_recv(min_get=pending)[1])
+        return seconds
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._pool.close()
+
+
+def _torchrl_env(env_fn: EnvFn) -> Any:
+    import torch
+    from torchrl.envs import GymWrapper
+
+    torch.set_num_threads(1)
+    return GymWrapper(env_fn(), categorical_action_encoding=True)
 
 
 class EnvPool:

@@ -142,24 +142,33 @@ def start_cost(rounds: int, turn: Callable[[], None]) -> tuple[float, float]:
     return statistics.median(starts), statistics.median(imports)
 
 
-def parts_of_limit(rounds: int, turn: Callable[[], None]) -> tuple[float, float | None]:
-    """8 Breakout, `recv(min_envs=4)`: how many times the lock-step limit, ours and EnvPool's, if that is there."""
+def parts_of_limit(rounds: int, turn: Callable[[], None]) -> dict[str, float]:
+    """8 Breakout, `recv(min_envs=4)`: how many times the lock-step limit, ours and that of others which are there."""
     rows = contestants.action_rows(bench_envs.breakout, 8)
     processes = contestants.Processes(bench_envs.breakout, 8, NUM_WORKERS, rows)
     ours = contestants.Aiovec(bench_envs.breakout, 8, NUM_WORKERS, rows)
-    theirs = contestants.EnvPool.of_breakout(8, 4, NUM_WORKERS) if importlib.util.find_spec("envpool") else None
-    ratios, their_ratios = [], []
+    runs: dict[str, Callable[[], float]] = {"aiovec": lambda: ours.run_parts(400, 4)}
+    if importlib.util.find_spec("envpool"):
+        envpool = contestants.EnvPool.of_breakout(8, 4, NUM_WORKERS)
+        runs["EnvPool, threads in C++"] = lambda: envpool.run_parts(400)
+    torchrl = (
+        contestants.TorchRL(bench_envs.breakout, 8, NUM_WORKERS, 4) if importlib.util.find_spec("torchrl") else None
+    )
+    if torchrl is not None:
+        runs["TorchRL's AsyncEnvPool"] = lambda: 20 * torchrl.run_parts(20, 4)
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        before = processes.run(400, contestants.LOCK_STEP)
-        own = ours.run_parts(400, 4)
-        other = theirs.run_parts(400) if theirs is not None else float("nan")
-        limit = (before + processes.run(400, contestants.LOCK_STEP)) / 2
-        ratios.append(limit / own)
-        their_ratios.append(limit / other)
+        for name, run in runs.items():
+            before = processes.run(400, contestants.LOCK_STEP)
+            seconds = run()
+            limit = (before + processes.run(400, contestants.LOCK_STEP)) / 2
+            ratios[name].append(limit / seconds)
         turn()
     ours.close()
     processes.close()
-    return statistics.median(ratios), statistics.median(their_ratios) if theirs is not None else None
+    if torchrl is not None:
+        torchrl.close()
+    return {name: statistics.median(of_rounds) for name, of_rounds in ratios.items()}
 
 
 def share_of_ideal(
@@ -203,23 +212,24 @@ def first_come_first_served(rounds: int, progress: Progress) -> list[tuple[str, 
         return lambda: progress.advance(number)
 
     step = contestants.Aiovec.run
-    of_limit, of_limit_envpool = parts_of_limit(rounds, task("8 Breakout, recv"))
+    of_limit = parts_of_limit(rounds, task("8 Breakout, recv"))
+    others = ", ".join(f"{name}: {ratio:.2g}" for name, ratio in of_limit.items() if name != "aiovec")
     runs = {"step": step, "recv": lambda ours, steps: ours.run_parts(steps, 4)}
     by_process = share_of_ideal(rounds, task("16 waiting"), bench_envs.exponential, 16, runs, num_workers=16)
     threads = {"num_workers": NUM_WORKERS, "threads_per_worker": 8}
     by_thread = share_of_ideal(rounds, task("16 in threads"), bench_envs.exponential, 16, runs, **threads)
     runs = {
         "step": step,
-        "recv": lambda ours, steps: ours.run_parts(steps, 32),
+        "recv": lambda ours, steps: ours.run_parts(steps, 8),
         "tasks": lambda ours, steps: ours.run_tasks(steps),
     }
     asynchronous = share_of_ideal(
         rounds, task("256 AsyncEnvs"), bench_envs.async_sleeps, 256, runs, num_workers=NUM_WORKERS
     )
     single, batch = cost_of_single_steps(rounds, task("64 tasks"))
-    envpool = "" if of_limit_envpool is None else f" (EnvPool, threads in C++: {of_limit_envpool:.2f})"
+    recv = f"{of_limit['aiovec']:.2f} × the lock-step limit" + (f" ({others})" if others else "")
     return [
-        ("`recv(min_envs=4)`, 8 Breakout", f"{of_limit:.2f} × the lock-step limit{envpool}", "> 1"),
+        ("`recv(min_envs=4)`, 8 Breakout", recv, "> 1"),
         ("`recv(min_envs=4)`, 16 envs, exponential 10 ms, 16 workers", _shares(by_process), "≥ 0.70"),
         ("the same, 2 workers of 8 threads", _shares(by_thread), "≥ 0.70"),
         ("256 `AsyncEnv`s, 10 ms, 2 workers", _shares(asynchronous), "≥ 0.90"),
