@@ -1,7 +1,8 @@
 """Where the answers of envs that were sent an action wait for the parent, without waking it.
 
 A slot for each env. Beside it stands when the env ended, since the order of completion runs through all workers, and the
-number of the request, which is written last and read first. What is too large for a slot goes by the socket.
+number of the request, which is written last and read first: in order on x86, and elsewhere with thousands of instructions
+of Python between, more than any CPU reorders. What is too large for a slot goes by the socket.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import os
 
 __all__ = ["Wanted", "take_wanted"]
 
-_WAKE = 1
+_WAKE = b"\1"
 _MOST = 1 << 12  # less than any pipe holds; who waits for more is woken in between
 
 
@@ -41,9 +41,9 @@ class Wanted:
         tokens = bytearray(min(max(count, to_come), _MOST))
         position = count
         while position <= len(tokens):
-            tokens[position - 1] = _WAKE
+            tokens[position - 1 : position] = _WAKE
             position *= 2
-        tokens[-1] = _WAKE
+        tokens[-1:] = _WAKE
         os.write(self._fd, tokens)
 
     def give_up(self) -> None:
@@ -61,6 +61,6 @@ class Wanted:
 def take_wanted(worker_fd: int) -> bool:
     """Takes a token, in a worker that has left an answer; tells whether to wake the parent."""
     try:
-        return os.read(worker_fd, 1)[0] == _WAKE
+        return os.read(worker_fd, 1) == _WAKE
     except BlockingIOError:
         return False
