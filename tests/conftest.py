@@ -69,6 +69,15 @@ def helpers_of_others() -> None:
         uvloop.run(asyncio.sleep(0))  # opens its global wake-up pipe
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_old_to_collect() -> Iterator[None]:
+    """What is there by now is no garbage: to walk through it after each test, and in each forked worker, takes 0.1 s."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(helpers_of_others: None) -> Iterator[None]:
     """Fails a test after which there is a new child, descriptor or file in /dev/shm."""
