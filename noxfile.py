@@ -95,7 +95,7 @@ def tests(session: nox.Session) -> None:
     if not chosen:
         chosen = ["--numprocesses=3"]  # most tests wait for processes
         if session.python != PYTHONS[0]:
-            chosen += ["--sample=4"]  # but for the exceptions, which do differ between Pythons
+            chosen += ["--sample=8"]  # but for the exceptions, which do differ between Pythons
     session.run("pytest", "--ignore=tests/examples", *chosen, env=_isolated())
 
 

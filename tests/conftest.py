@@ -29,7 +29,7 @@ EVENT_LOOPS = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--sample 4``: one of four cases of each test, and all of those that are marked `every_python`."""
+    """``--sample 8``: one of eight cases of each test, and all of those that are marked `every_python`."""
     parser.addoption("--sample", type=int, default=1, help="run one of so many cases of each test")
 
 
