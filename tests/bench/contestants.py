@@ -286,11 +286,17 @@ class EnvPool:
 
     def run_parts(self, steps: int) -> float:
         """Seconds for so many steps of each env in the mean, first come, first served."""
-        pool, left = self._pool, steps * self._num_envs
+        pool, left, pending = self._pool, steps * self._num_envs, self._num_envs
         pool.async_reset()
         began = time.perf_counter()
         while left > 0:
             env_ids = pool.recv()[4]["env_id"]
             left -= len(env_ids)
-            pool.send(self._actions[left % NUM_ACTION_ROWS][: len(env_ids)], env_ids)
-        return time.perf_counter() - began
+            pending -= len(env_ids)
+            if left > 0:
+                pool.send(self._actions[left % NUM_ACTION_ROWS][: len(env_ids)], env_ids)
+                pending += len(env_ids)
+        seconds = time.perf_counter() - began
+        while pending:  # a reset of envs that are still at work crashes it
+            pending -= len(pool.recv()[4]["env_id"])
+        return seconds
