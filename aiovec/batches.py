@@ -148,7 +148,7 @@ class Batches:
             self.calls.stepped(frozenset(call.mended.failures))
             self._settle_mended(call, call.mended, self._ended(buffer))
         else:
-            answers = self._answers(call) if replies else []
+            answers = self._answers(call, replies)
             self._settle(call, answers, self._ended(buffer))
             dynamic, infos = self._whole(answers)
             self.calls.stepped(frozenset())
@@ -169,7 +169,7 @@ class Batches:
             dynamic, infos = self._completed(call, call.mended)
             self._settle_mended(call, call.mended, ())
         else:
-            answers = self._answers(call) if replies else []
+            answers = self._answers(call, replies)
             self._settle(call, answers, ())
             dynamic, infos = self._whole(answers) if call.env_ids is None else self._part(call, call.env_ids)
         if self._failed_rows is not None:
@@ -238,7 +238,9 @@ class Batches:
         """Of all envs: the values of the leaves without a fixed size, and the infos."""
         if not answers:
             return [], {}
-        dynamic = [list(chain.from_iterable(parts)) for parts in zip(*(r.dynamic for _, r in answers), strict=True)]
+        dynamic: list[list[Any]] = []
+        if self._layout.dynamic:
+            dynamic = [list(chain.from_iterable(parts)) for parts in zip(*(r.dynamic for _, r in answers), strict=True)]
         with_infos = [(env_ids, reply.infos) for env_ids, reply in answers if reply.infos]
         return dynamic, infos_.merge(with_infos, len(self._every_env)) if with_infos else {}
 
@@ -268,7 +270,7 @@ class Batches:
         if call.mended is not None and call.mended.is_needed:
             self._settle_mended(call, call.mended, ())
         else:
-            self._settle(call, self._answers(call) if replies else [], ())
+            self._settle(call, self._answers(call, replies), ())
         observation, info = self._row(call, env_index)
         self.calls.forget_lost()
         return observation, info
@@ -467,7 +469,9 @@ class Batches:
 
     def _said(self, call: PendingCall) -> list[Answered]:
         """The replies that say something, with the envs of their rows."""
-        replies: list[BatchReply | None] = self.calls.read(call)
+        return self._with_envs(call, self.calls.read(call))
+
+    def _with_envs(self, call: PendingCall, replies: list[BatchReply | None]) -> list[Answered]:
         if not replies:
             return []
         workers = self.pool.workers
@@ -477,9 +481,9 @@ class Batches:
             if reply is not None
         ]
 
-    def _answers(self, call: PendingCall) -> list[Answered]:
-        """The same; rows that came in them go into the buffer."""
-        answers = self._said(call)
+    def _answers(self, call: PendingCall, replies: list[BatchReply | None]) -> list[Answered]:
+        """The same of replies that were read; rows that came in them go into the buffer."""
+        answers = self._with_envs(call, replies)
         for env_ids, reply in answers:
             if reply.arrays:  # no memory is shared
                 for array, sent in zip(self._buffers[call.buffer].arrays(), reply.arrays, strict=True):

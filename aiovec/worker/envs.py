@@ -28,6 +28,7 @@ from aiovec.worker.turns import Doing, EnvCall, Outcome, Pause, Turn, drive
 
 __all__ = ["Envs", "shape_of"]
 
+_RESETTING = doing_code(0, Phase.RESET)
 _NO_ENV: gym.Env[Any, Any] = gym.Env()  # in the row of one that could not be built
 _TOLD = Exception("told")  # why an env could not be built anew was raised: the next reset tries again
 
@@ -179,8 +180,7 @@ class Envs:
         """The same without a turn, in a step of envs that take turns in one thread: a CartPole falls each 22nd step."""
         if row in self._unbuilt:
             return drive(self.resetting(row), row, doing, clock)
-        doing[1] += 1
-        doing[0] = doing_code(row, Phase.RESET)
+        doing[0] = row + _RESETTING  # told apart from the step that it is part of, which has counted already
         try:
             result = self.envs[row].reset()
         finally:

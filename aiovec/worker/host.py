@@ -77,7 +77,8 @@ class EnvHost:
     def __init__(self, request: BuildRequest, capture: Capture, doing: Doing, clock: StepClock) -> None:
         self.env_ids: range = request.env_ids
         self.rows: Envs = Envs(request, self._autoreset)
-        self._autoreset_mode = request.autoreset_mode
+        self._autoresets = request.autoreset_mode is not AutoresetMode.DISABLED
+        self._resets_next = request.autoreset_mode is AutoresetMode.NEXT_STEP
         self._capture = capture
         self._doing = doing
         self._clock = clock
@@ -175,14 +176,19 @@ class EnvHost:
         doing[0] = IDLE
         self._clock.batch(time.perf_counter() - began)
         errors.update(writer.write_outcomes(rewards, terminations, truncations))
-        ended = writer.ended() if self._autoreset_mode is not AutoresetMode.DISABLED else ()
+        ended = writer.ended() if self._autoresets else ()
+        if ended and self._resets_next:  # there is nothing to say of it
+            for row in ended:
+                if row not in errors:
+                    self.rows.calls[row] = self.rows.autoresets[row]
+            ended = ()
         if not (ended or infos or errors or self._has_dynamic_leaves):  # most often there is nothing to say
             errors.update(writer.write_observations(observations))
             if not errors:
                 return None
         outcome = Outcome(infos, errors)
         if ended:
-            self._end_episodes(ended, outcome)
+            self._reset_at_once(ended, outcome)
         if errors:
             good = [row for row in range(len(observations)) if row not in errors]
             errors.update(writer.write_some(good, [observations[row] for row in good]))
@@ -190,14 +196,9 @@ class EnvHost:
             errors.update(writer.write_observations(observations))
         return self._whole_reply(outcome, "step")
 
-    def _end_episodes(self, ended: Sequence[int], outcome: Outcome) -> None:
-        """Applies the autoreset mode to the rows whose episode ended with this step."""
+    def _reset_at_once(self, ended: Sequence[int], outcome: Outcome) -> None:
+        """With `SAME_STEP`: resets the rows whose episode ended with this step."""
         rows, errors = self.rows, outcome.errors
-        if self._autoreset_mode is AutoresetMode.NEXT_STEP:
-            for row in ended:
-                if row not in errors:
-                    rows.calls[row] = rows.autoresets[row]
-            return
         final_infos = dict(outcome.infos)
         for row in ended:
             if row in errors:
