@@ -49,6 +49,7 @@ from aiovec import (
     WrongLoopError,
     failures,
 )
+from aiovec.exchange.frames import FrameKind
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -132,6 +133,24 @@ async def test_a_slow_worker_does_not_hide_the_others(gate: Gate) -> None:
             assert steps_of(batch) == {2: [1, step, step], 1: [1, step, step]}
         gate.open()
         assert steps_of(await envs.recv()) == {0: [1, 1, 1]}
+
+
+async def test_the_last_one_that_recv_waits_for_wakes_it(gate: Gate) -> None:
+    """Nobody else: the others leave their answers in shared memory, and nothing comes by the sockets."""
+    async with asyncio.timeout(BOUND_SECONDS), vector(gated(gate.key, gates=tuple(range(6)), num_envs=6), 2) as envs:
+        await envs.reset()
+        received: list[int] = []
+        for worker in envs._started.pool.workers:  # type: ignore[union-attr]
+            replied: Any = worker._replied  # type: ignore[union-attr]
+            worker._replied = lambda index, frame, replied=replied: (received.append(frame.kind), replied(index, frame))  # type: ignore[union-attr]
+        await envs.send([PASS_GATE] * 6)
+        receiving = asyncio.create_task(envs.recv(min_envs=6))
+        await gate.arrived(2)
+        await turns()
+        gate.open(6)
+        assert steps_of(await receiving) == {env_index: [1, 1, 1] for env_index in range(6)}
+        assert received == [FrameKind.AWAKE]
+        await nothing_pending(envs)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
