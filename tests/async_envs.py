@@ -174,6 +174,19 @@ class AsyncGated(AsyncCounter):
         await super().close()
 
 
+class BlocksAtGate(AsyncCounter):
+    """Holds up its loop at its gate, in `step` for the action `WAIT`."""
+
+    def __init__(self, key: GateKey, offset: int = 0) -> None:
+        super().__init__(offset=offset)
+        self.key = key
+
+    async def step(self, action: Any) -> Any:
+        if action == WAIT:
+            self.key.pass_through()
+        return await super().step(action)
+
+
 async def pass_through(key: GateKey) -> None:
     """As `GateKey.pass_through`, without a thread."""
     passes = os.open(key.passes, os.O_RDONLY | os.O_NONBLOCK)

@@ -85,7 +85,22 @@ class _Schema:
             )
             for of in plan.blocks
         ]
-        masks = plan.masks.copy()
+        return self._named(blocks, plan.masks.copy())
+
+    def merge_rows(self, packed: Sequence[bytes]) -> dict[str, Any]:
+        """The same, from one row each; of any number, without a plan for each."""
+        num_rows = len(packed)
+        rows = np.frombuffer(b"".join(packed), np.uint8).reshape(num_rows, -1)
+        blocks: list[npt.NDArray[Any]] = []
+        at = _HEAD.size + len(self.pickled)
+        for count, kind in zip(self._counts, self._kinds, strict=True):
+            end = at + count * _DTYPES[kind].itemsize
+            blocks.append(np.ascontiguousarray(rows[:, at:end].copy().view(_DTYPES[kind]).T))
+            at = end
+        masks = np.ones((len(self.keys), num_rows), dtype=np.bool_)
+        return self._named(blocks, masks)
+
+    def _named(self, blocks: Sequence[npt.NDArray[Any]], masks: npt.NDArray[np.bool_]) -> dict[str, Any]:
         infos: dict[str, Any] = {}
         for position, (key, mask_key, block, index) in enumerate(self._places):
             infos[key] = blocks[block][index]
@@ -171,7 +186,8 @@ def merge(parts: Sequence[PackedInfos], num_rows: int) -> dict[str, Any] | None:
         rows.append(n)
     if len(schemas) > 1 or sum(rows) != num_rows:
         return None
-    return _schema_of(schemas.pop()).merge(packed, tuple(rows))
+    schema = _schema_of(schemas.pop())
+    return schema.merge_rows(packed) if len(packed) == num_rows else schema.merge(packed, tuple(rows))
 
 
 def _schema_of(pickled: bytes) -> _Schema:

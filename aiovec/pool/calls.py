@@ -40,6 +40,8 @@ _Result = TypeVar("_Result")
 
 # On the step path: a name of an enumeration costs 0.1 µs to look up, its hash as much again.
 _STEP, _STEP_TOGETHER, _ALL_DONE, _AWAKE = FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.ALL_DONE, FrameKind.AWAKE
+# What is ready is given without waiting: from time to time the loop has its turn all the same.
+_LONGEST_TURN_SECONDS = 0.005
 _NO_RESETS: Mapping[int, ResetRequest] = {}
 _BATCH_KINDS = (_STEP_TOGETHER, _STEP, FrameKind.RESET)
 
@@ -79,6 +81,7 @@ class Calls:
         self._wanted = 0  # how many rows it waits for
         self._is_receiving = False
         self._has_come = False  # anything, since workers were told when to wake us
+        self._turn_began = 0.0  # when `recv` last let the loop go on
         self._untold: list[Death | CrashLoopError] = []
         self._unheard: dict[int, Death] = {}  # by env that was idle then, until a task of it is told
         self._deaths: dict[int, Death] = {}  # as they were first told, by worker
@@ -430,6 +433,9 @@ class Calls:
             raise AlreadyPendingCallError("recv", (), owed=False)
         self._is_receiving = True
         try:
+            if time.perf_counter() - self._turn_began > _LONGEST_TURN_SECONDS:
+                await asyncio.sleep(0)
+                self._turn_began = time.perf_counter()
             self.raise_untold_death()
             pending = self.num_owed()
             if min_envs is not None and min_envs > pending > 0:
@@ -441,6 +447,7 @@ class Calls:
                 if self._must_wait():
                     self._receiver = Answer(loop=self._loop)
                     await self._receiver
+                    self._turn_began = time.perf_counter()
                 else:
                     chosen = self.inbox.first(max_envs)
                     slow = {call.seq: call for _, call in chosen if call.is_to_be_read_in_a_thread()}
@@ -701,6 +708,9 @@ class Calls:
         for call in concerned:  # who had ended the step, the dead one perhaps, has answered
             self._take_reply_areas(call, call.missing)
         waiting = [call for call in concerned if index in call.missing]
+        for call in waiting:
+            if call.is_sent:
+                self._forget_sent(call)
         if self.mending is not None and is_started:
             self._mend_death(self.mending, index, death, waiting)
         else:
@@ -774,7 +784,5 @@ class Calls:
     def _fail(self, call: PendingCall, index: int, death: Death) -> None:
         call.missing.discard(index)
         call.deaths = (*call.deaths, death)
-        if call.is_sent:
-            self._forget_sent(call)
         if call.future is not None:
             call.future.resume_later()

@@ -1,8 +1,7 @@
 """Serves requests from a blocking socket, in a process of its own.
 
 One after the other in the main thread, which has no event loop, so that an env may run one. Where a worker holds async
-envs, their loop reads the requests; where it shares its envs out to threads, one more does. The main thread is one of the
-lanes then.
+envs, or shares its envs out to threads, another thread reads the requests, and the main thread is one of the lanes.
 
 Between two requests the main thread looks for the next some 100 microseconds before it sleeps: on a virtual machine a
 core that sleeps takes 25-50 µs to wake, which with 64 CartPole is a quarter of a step. It yields its core at every
@@ -102,6 +101,7 @@ class _Server:
         self._answer_slots: AnswerSlots | None = None
         self._lanes: Lanes | None = None  # without any, all is done in this thread
         self._loop: asyncio.AbstractEventLoop | None = None  # of async envs
+        self._is_all_async = False
         self._main_lane = ThreadLane(self._black_box.doing(0), self._clock)
         self._thread_lanes = [self._main_lane]
         self._cancel: Callable[[Sequence[int], bool], None] = lambda _rows, _everything: None
@@ -145,11 +145,11 @@ class _Server:
     def _run_beside_lanes(self, reader: FrameReader, begun: Iterator[Frame]) -> None:
         """The same in another thread, behind the requests that were received already.
 
-        That of the async envs' loop, if there is one: a thread more would fight with it for the interpreter's lock, which
-        keeps an env from its request for 2 ms where there are many.
+        Where all envs are async, in that of their loop: a thread more would fight with it for the interpreter's lock,
+        which keeps an env from its request for 2 ms where there are many.
         """
         loop = self._loop
-        if loop is None:
+        if loop is None or not self._is_all_async:
             thread = threading.Thread(target=self._run_rest, args=(reader, begun), name="aiovec-requests", daemon=True)
             thread.start()
             return
@@ -329,6 +329,7 @@ class _Server:
 
             doing, overstaying = self._black_box.doing(-2), self._black_box.doing(-1)
             self._loop = start_loop()
+            self._is_all_async = len(asynchronous) == len(request.env_ids)
             async_lane = AsyncLane(
                 self._loop,
                 request.env_ids,

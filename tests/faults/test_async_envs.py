@@ -24,6 +24,7 @@ from async_envs import (
     AsyncFlaky,
     AsyncGated,
     Awaited,
+    BlocksAtGate,
     BlocksInATask,
     ClosesBadly,
     ClosesNever,
@@ -314,6 +315,19 @@ async def test_a_stuck_env_is_named_and_ended_with_its_worker(how: str) -> None:
         await envs.reset()
         *_, infos = await envs.step([0, 0, 0])
         assert infos["steps"].tolist() == [1, 1, 1]
+
+
+async def test_an_env_that_blocks_its_loop_does_not_block_the_sync_envs_of_its_worker(gate: Gate) -> None:
+    """They have a thread of their own, and what they are asked for reaches it."""
+    async with asyncio.timeout(BOUND_SECONDS), of(partial(BlocksAtGate, gate.key), Counter) as envs:
+        await envs.reset()
+        await envs.send([WAIT], [0])
+        await gate.arrived()
+        for step in range(1, 4):
+            observation, *_ = await envs[1].step(0)
+            assert observation.tolist() == [1, 1, step]
+        gate.open()
+        assert (await envs.recv()).env_ids.tolist() == [0]
 
 
 async def test_many_envs_that_wait_are_not_stuck() -> None:

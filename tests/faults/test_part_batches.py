@@ -50,6 +50,7 @@ from aiovec import (
     failures,
 )
 from aiovec.exchange.frames import FrameKind
+from aiovec.pool import calls as calls_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -151,6 +152,28 @@ async def test_the_last_one_that_recv_waits_for_wakes_it(gate: Gate) -> None:
         assert steps_of(await receiving) == {env_index: [1, 1, 1] for env_index in range(6)}
         assert received == [FrameKind.AWAKE]
         await nothing_pending(envs)
+
+
+async def test_what_is_ready_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although neither `send` nor `recv` would have to wait, others go on, as often as was decided: always, here."""
+    monkeypatch.setattr(calls_module, "_LONGEST_TURN_SECONDS", -1)
+    async with asyncio.timeout(BOUND_SECONDS), vector([functools.partial(Counter, 9999)] * 8, 2) as envs:
+        await envs.reset()
+        await envs.send([0] * 8)
+        await until_ready(envs, 8)
+        turns_of_others: list[int] = []
+        other = asyncio.create_task(count_turns(turns_of_others))
+        for _ in range(8):
+            await envs.recv(max_envs=1)
+        other.cancel()
+        assert len(turns_of_others) >= 8
+
+
+async def count_turns(seen: list[int]) -> None:
+    """Says each turn of the loop."""
+    while True:
+        seen.append(len(seen))
+        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -879,6 +902,24 @@ async def test_a_single_env_raises_a_crash_loop(failure: str, tmp_path: Path) ->
             await envs[2].step(0)
         await envs[2].reset()
         assert (await envs[2].step(0))[1] == 1
+
+
+@MODES
+async def test_nobody_waits_for_the_answer_of_a_worker_that_died(mode: AutoresetMode, tmp_path: Path) -> None:
+    """With another in its place, too: what is to come is known for as long as the vector lives."""
+    async with asyncio.timeout(BOUND_SECONDS), flaky("SIGKILL", tmp_path, mode) as envs:
+        await envs.reset()
+        for _ in range(2):
+            await envs.send([1, 0], [2, 0])
+            await envs.recv(min_envs=2)
+            if mode is AutoresetMode.DISABLED:
+                await envs.reset()
+            await envs.send([0] * 4)
+            await envs.recv(min_envs=4)
+            if mode is AutoresetMode.DISABLED:
+                await envs.reset()
+            assert not envs._batches.calls._sent  # type: ignore[union-attr]
+        await nothing_pending(envs)
 
 
 @pytest.mark.parametrize("cancelled", ["before the death", "after it"])

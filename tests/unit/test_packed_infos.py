@@ -58,15 +58,29 @@ def test_the_same_as_the_general_path(by_worker: list[list[dict[str, Any]]]) -> 
     assert_same(infos.merge(parts, num_rows), expected, "mixed")
 
 
-def test_what_is_merged_is_writable_and_apart() -> None:
-    packed = packed_infos.pack([{"a": 1, "b": 2}])
-    assert packed is not None
-    merged = packed_infos.merge([packed], 1)
+@given(st.lists(st.tuples(int64s, st.floats(), st.booleans(), int64s), min_size=1, max_size=9))
+def test_rows_of_any_number_one_by_one(values: list[tuple[Any, ...]]) -> None:
+    """As `recv` has them: the same result, and nothing is remembered for each number."""
+    own = [dict(zip("abcd", row, strict=True)) for row in values]
+    packed = [packed_infos.pack_one(info) for info in own]
+    assert packed == [packed_infos.pack([info]) for info in own]
+    merged = packed_infos.merge([part for part in packed if part is not None], len(own))
     assert merged is not None
-    merged["a"][0] = 9
-    merged["_a"][0] = False
-    assert merged["b"].tolist() == [2]
-    assert merged["_b"].tolist() == [True]
+    assert_same(merged, general([[info] for info in own])[0], "one by one")
+    schema = packed_infos._schemas[(*own[0], *map(type, own[0].values()))]
+    assert schema is not None
+    assert not schema._plans
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1), (2,), (2, 1)])
+def test_what_is_merged_is_writable_and_apart(sizes: tuple[int, ...]) -> None:
+    packed = [packed_infos.pack([{"a": 1, "b": 2}] * size) for size in sizes]
+    merged = packed_infos.merge([part for part in packed if part is not None], sum(sizes))
+    assert merged is not None
+    merged["a"][:] = 9
+    merged["_a"][:] = False
+    assert merged["b"].tolist() == [2] * sum(sizes)
+    assert merged["_b"].tolist() == [True] * sum(sizes)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +106,9 @@ def test_what_is_merged_is_writable_and_apart() -> None:
 )
 def test_anything_else_is_for_the_general_path(unusual: list[Any]) -> None:
     assert packed_infos.pack(unusual) is None
+    if len(unusual) == 1:
+        assert packed_infos.pack_one(unusual[0]) is None
+        assert packed_infos.pack_one(unusual[0]) is None  # once it is known, too
 
 
 def test_workers_that_differ_are_merged_by_the_general_path() -> None:
