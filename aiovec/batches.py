@@ -345,7 +345,7 @@ class Batches:
         infos = self._usual_infos([call for _, call in chosen])
         batch = self._gather(chosen, env_ids) if infos is None else self._gather_usual(infos, env_ids)
         self.states.take(env_ids, self._ended_of(batch))
-        self._num_steps += len(chosen) if infos is not None else sum(call.command == "step" for _, call in chosen)
+        self._num_steps += sum(call.command == "step" for _, call in chosen)
         self.calls.taken(env_ids)
         return batch
 

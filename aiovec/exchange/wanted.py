@@ -11,24 +11,15 @@ anew if anything has come. So it may be woken too early, which it sees, and neve
 
 from __future__ import annotations
 
-import contextlib
-import os
+from aiovec.exchange.tokens import PIPE_NBYTES, TokenPipe, take_token
 
 __all__ = ["Wanted", "take_wanted"]
 
 _WAKE = b"\1"
-_MOST = 1 << 12  # less than any pipe holds; who waits for more is woken in between
 
 
-class Wanted:
-    """The parent's side; it owns both ends of the pipe."""
-
-    def __init__(self) -> None:
-        read_fd, write_fd = os.pipe()
-        self.worker_fd: int = read_fd
-        self._fd = write_fd
-        os.set_blocking(self.worker_fd, False)
-        os.set_blocking(self._fd, False)
+class Wanted(TokenPipe):
+    """The parent's side."""
 
     def __repr__(self) -> str:
         return f"<Wanted fd={self._fd}>"
@@ -36,31 +27,18 @@ class Wanted:
     def want(self, count: int, to_come: int) -> None:
         """Has the parent woken by whoever gives the last of `count` answers, from now on, out of those that are to come.
 
-        And by that of twice as many, and so on: the worker that took the one token may be stopped before it says so.
+        And by that of twice as many, and so on: the worker that took the one token may be stopped before it says so. Who
+        waits for more than the pipe holds is woken in between.
         """
-        tokens = bytearray(min(max(count, to_come), _MOST))
+        tokens = bytearray(min(max(count, to_come), PIPE_NBYTES))
         position = count
         while position <= len(tokens):
             tokens[position - 1 : position] = _WAKE
             position *= 2
         tokens[-1:] = _WAKE
-        os.write(self._fd, tokens)
-
-    def give_up(self) -> None:
-        """Nothing is wanted any more."""
-        with contextlib.suppress(BlockingIOError):
-            while len(os.read(self.worker_fd, _MOST)) == _MOST:
-                pass
-
-    def close(self) -> None:
-        """Closes both ends."""
-        os.close(self.worker_fd)
-        os.close(self._fd)
+        self.put(tokens)
 
 
 def take_wanted(worker_fd: int) -> bool:
     """Takes a token, in a worker that has left an answer; tells whether to wake the parent."""
-    try:
-        return os.read(worker_fd, 1) == _WAKE
-    except BlockingIOError:
-        return False
+    return take_token(worker_fd) == _WAKE

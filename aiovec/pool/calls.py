@@ -628,6 +628,8 @@ class Calls:
         elif frame.kind == FrameKind.ECHO:
             self._take_reply_areas(call, call.missing & {index})
         elif index in call.missing:  # else the worker counts as dead
+            if call.is_sent:
+                self._forget_sent(call)
             self._take(call, index, frame.payload)
         if not call.missing:
             self._complete(call)
@@ -676,8 +678,6 @@ class Calls:
 
     def _take(self, call: PendingCall, index: int, payload: Any) -> None:
         """One worker's answer, or a part of it."""
-        if call.is_sent:
-            self._forget_sent(call)
         if call.mended is None or self.mending is None:
             call.payloads[index] = payload
             call.missing.discard(index)

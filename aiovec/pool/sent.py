@@ -79,5 +79,5 @@ class Sent:
     def give_up(self) -> None:
         """Nobody is to wake us any more."""
         if self._is_waiting:
-            self._wanted.give_up()
+            self._wanted.take_back()
             self._is_waiting = False

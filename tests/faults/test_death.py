@@ -19,6 +19,8 @@ import pytest
 from fault_envs import (
     BOUND_SECONDS,
     FailsWhile,
+    Gate,
+    Gated,
     Mortal,
     context_of_loop,
     end_inside_a_frame,
@@ -311,34 +313,44 @@ async def test_a_new_worker_that_ends_too(ending: str, tmp_path: Path) -> None:
         await envs.step([0] * NUM_ENVS)
 
 
-async def reset_that_starts_a_worker(envs: AsyncVectorEnv) -> asyncio.Task[Any]:
-    """It has just started one in the place of one that was killed, and waits."""
+def built_at_the_gate(gate: Gate, **options: Any) -> AsyncVectorEnv:
+    """Four envs; the construction of one waits at the gate, which is open once, for the start."""
+    gate.open()
+    env_fns: list[Any] = [functools.partial(Mortal, stop, "never", offset=index) for index in range(NUM_ENVS)]
+    env_fns[MORTAL] = functools.partial(Gated, gate.key, at="init", offset=MORTAL)
+    return AsyncVectorEnv(env_fns, num_workers=2, context=context_of_loop(), **options)
+
+
+async def reset_that_starts_a_worker(envs: AsyncVectorEnv, gate: Gate) -> asyncio.Task[Any]:
+    """It has started one in the place of one that was killed, and waits for its envs."""
     await envs.reset()
+    await gate.arrived()  # that of the start
     await killed(envs)
     reset = asyncio.create_task(envs.reset())
-    await turns(3)
+    await gate.arrived()
     return reset
 
 
-async def test_a_cancelled_reset_that_starts_a_worker() -> None:
+async def test_a_cancelled_reset_that_starts_a_worker(gate: Gate) -> None:
     """What was begun goes on; the next reset finds the new worker."""
-    async with asyncio.timeout(BOUND_SECONDS), vector(stop, "never", 2) as envs:
-        reset = await reset_that_starts_a_worker(envs)
+    async with asyncio.timeout(BOUND_SECONDS), built_at_the_gate(gate) as envs:
+        reset = await reset_that_starts_a_worker(envs, gate)
         reset.cancel()
         await asyncio.wait([reset])
         assert reset.cancelled()
         pid = mortal_worker(envs).pid
         with pytest.raises(AlreadyPendingCallError, match="is still owed"):
             await envs.step([0] * NUM_ENVS)
+        gate.open()
         observations, _ = await envs.reset()
         assert mortal_worker(envs).pid == pid
         np.testing.assert_array_equal(observations[:, 1], [3, 3, 2, 2])
 
 
-async def test_close_while_a_worker_is_replaced() -> None:
+async def test_close_while_a_worker_is_replaced(gate: Gate) -> None:
     """The new worker is ended, too."""
-    async with asyncio.timeout(BOUND_SECONDS), vector(stop, "never", 2) as envs:
-        reset = await reset_that_starts_a_worker(envs)
+    async with asyncio.timeout(BOUND_SECONDS), built_at_the_gate(gate, close_grace=0.3) as envs:
+        reset = await reset_that_starts_a_worker(envs, gate)
         worker = mortal_worker(envs)
         await envs.close()
         assert not is_running(worker.pid)

@@ -43,9 +43,9 @@ def test_nobody_is_woken_where_nothing_is_wanted(wanted: Wanted) -> None:
     assert taken(wanted, 3) == []
     wanted.want(2, 10)
     assert taken(wanted, 1) == []
-    wanted.give_up()
+    wanted.take_back()
     assert taken(wanted, 3) == []
-    wanted.give_up()
+    wanted.take_back()
     wanted.want(1, 1)
     assert taken(wanted, 3) == [1]
 
@@ -56,7 +56,7 @@ def test_more_than_the_pipe_holds(wanted: Wanted, to_come: int) -> None:
     wanted.want(to_come, to_come)
     assert taken(wanted, to_come) == [min(to_come, 4096)]
     wanted.want(to_come, to_come)
-    wanted.give_up()
+    wanted.take_back()
     assert taken(wanted, 5) == []
 
 
