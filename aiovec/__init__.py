@@ -32,6 +32,7 @@ if TYPE_CHECKING or not _is_worker:
         InvalidActionsError,
         InvalidBatchResultError,
         InvalidEnvResultError,
+        InvalidExtrasError,
         InvalidObservationError,
         NoAsyncCallError,
         NotStartedError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING or not _is_worker:
         failures,
     )
     from aiovec.make import make_vec
+    from aiovec.rollouts import Rollout
     from aiovec.statistics import PendingStatistics, VectorStatistics
     from aiovec.sub_env import SubEnv
     from aiovec.vector_env import AsyncVectorEnv
@@ -65,12 +67,14 @@ __all__ = [
     "InvalidActionsError",
     "InvalidBatchResultError",
     "InvalidEnvResultError",
+    "InvalidExtrasError",
     "InvalidObservationError",
     "NoAsyncCallError",
     "NotStartedError",
     "PendingStatistics",
     "RemoteError",
     "ResetNeeded",
+    "Rollout",
     "SlabMemoryError",
     "SpaceMismatchError",
     "StepBatch",
@@ -90,6 +94,7 @@ _HOMES = {
     "BatcherStatistics": "aiovec.batcher",
     "StepBatch": "aiovec.batches",
     "PendingStatistics": "aiovec.statistics",
+    "Rollout": "aiovec.rollouts",
     "SubEnv": "aiovec.sub_env",
     "VectorStatistics": "aiovec.statistics",
     "make_vec": "aiovec.make",

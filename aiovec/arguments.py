@@ -12,12 +12,21 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from aiovec.exchange.black_box import MOST_THREADS
+from aiovec.exchange.groups import MOST_GROUPS
 from aiovec.exchange.messages import ResetRequest
 from aiovec.pool.pool import usable_cpus
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, StartPlan
 
-__all__ = ["ResetTargets", "check_batcher", "check_plan", "check_recv", "env_ids_of", "reset_targets"]
+__all__ = [
+    "ResetTargets",
+    "check_batcher",
+    "check_plan",
+    "check_recv",
+    "check_rollout",
+    "env_ids_of",
+    "reset_targets",
+]
 
 _CONTEXTS = (None, "fork", "forkserver", "spawn")
 
@@ -159,6 +168,33 @@ def check_recv(min_envs: int | None, max_envs: int | None) -> None:
             raise ValueError(f"{name}={value!r}: expected a number of envs from 1, or None")
     if min_envs is not None and max_envs is not None and min_envs > max_envs:
         raise ValueError(f"min_envs={min_envs} is above max_envs={max_envs}")
+
+
+def check_rollout(policy: object, num_steps: int, groups: int, fewest_envs: int, mode: AutoresetMode) -> None:
+    """The arguments of `rollout`.
+
+    Args:
+        policy: As given.
+        num_steps: As given.
+        groups: As given.
+        fewest_envs: How many envs the worker with the fewest has.
+        mode: The autoreset mode.
+    """
+    if not callable(policy):
+        raise TypeError(f"policy={policy!r}: expected a function of a batch of observations")
+    if not _is_int(num_steps) or num_steps < 1:
+        raise ValueError(f"num_steps={num_steps!r}: expected a number of steps from 1")
+    most_groups = min(fewest_envs, MOST_GROUPS)
+    if not _is_int(groups) or not 1 <= groups <= most_groups:
+        raise ValueError(
+            f"groups={groups!r}: expected a number of groups, 1 to {most_groups}, since each worker must have an env in "
+            "each group"
+        )
+    if mode is AutoresetMode.DISABLED:
+        raise ValueError(
+            "a rollout goes on behind the end of an episode, and with autoreset_mode=DISABLED nobody resets the env. "
+            "Use NEXT_STEP or SAME_STEP, or `step`."
+        )
 
 
 @dataclass(frozen=True)

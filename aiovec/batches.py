@@ -11,12 +11,15 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from aiovec.arguments import ResetTargets, reset_targets
-from aiovec.errors import CrashLoopError, ResetNeeded
+from aiovec.episodes import Episodes
+from aiovec.errors import CrashLoopError, EnvTimeoutError, ResetNeeded, WorkerDied
 from aiovec.exchange import infos as infos_
 from aiovec.exchange import packed_infos
 from aiovec.exchange.actions import ActionWriter
 from aiovec.exchange.black_box import TIMES_PER_ROW
 from aiovec.exchange.failures import Failed, FailureRecord, as_one_exception
+from aiovec.exchange.infos import Columns
+from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import BatchReply
 from aiovec.exchange.packed_infos import MARK, PackedInfos
 from aiovec.exchange.slab import Buffer
@@ -27,16 +30,17 @@ from aiovec.pool.mended import Mended
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.pool import Pool
 from aiovec.pool.restarts import GIVEN_UP
-from aiovec.pool.ring import HOME
+from aiovec.pool.ring import HOME, Lease
 from aiovec.pool.start import Started
 from aiovec.pool.states import EnvStates
 from aiovec.statistics import VectorStatistics
 
-__all__ = ["Batches", "ResetResult", "StepBatch", "StepResult", "Transition"]
+__all__ = ["Batches", "InfoParts", "ResetResult", "StepBatch", "StepResult", "Transition"]
 
 StepResult = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 ResetResult = tuple[Any, dict[str, Any]]
 Transition = tuple[Any, float, bool, bool, dict[str, Any]]
+InfoParts = list[tuple[Sequence[int], Columns | PackedInfos]]
 
 
 class StepBatch(NamedTuple):
@@ -82,18 +86,21 @@ class Batches:
         self.states: EnvStates = pool.calls.states
         self.actions: ActionWriter = ActionWriter(started.spaces.single_action_space, num_envs)
         if pool.shared:
-            self.actions.map(pool.slab.action_arrays())
+            self.actions.map(pool.slab.actions_for(HOME))
         self._ring = pool.ring
-        self._buffers: list[Buffer] = [pool.slab.buffer(index) for index in range(geometry.num_buffers)]
+        self._buffer: Callable[[int], Buffer] = pool.slab.buffer
+        self.num_envs: int = num_envs
         self._every_env = range(num_envs)
         self._threads = threads_per_worker
         self._num_steps = 0
-        self._layout = geometry.observations
+        self.layout: Layout = geometry.observations
+        self.episodes: Episodes = Episodes(num_envs)
+        self._rollouts_until = 0  # how many env-steps there were when the last rollout had ended
         self._is_lent_home = copy is False
         self._waits_for_reset = mode is AutoresetMode.DISABLED
         self._failed_rows: FailedRows | None = None
         if self.calls.mending is not None:
-            self._failed_rows = FailedRows(self._layout, num_envs, mode, self.calls.mending.restarts)
+            self._failed_rows = FailedRows(self.layout, num_envs, mode, self.calls.mending.restarts)
 
     def __repr__(self) -> str:
         return f"<Batches of {len(self._every_env)} envs>"
@@ -128,6 +135,7 @@ class Batches:
             states.check_repeatable("reset", target.unmasked)
         states.check_reset("reset", target.reset_ids)
         self.pool.replace_dead(requests)
+        self.episodes.restart(target.reset_ids)
         seq = calls.next_seq()
         # With a mask all rows are answered, but only the masked envs change their state.
         states.begin_reset(seq, "reset", target.reset_ids, target.unmasked)
@@ -137,7 +145,7 @@ class Batches:
 
     def step_result(self, call: PendingCall, replies: list[BatchReply | None]) -> StepResult:
         """What `step` returns, or raises."""
-        buffer = self._buffers[call.buffer]
+        buffer = self._buffer(call.buffer)
         if not (replies or self._waits_for_reset or call.mended is not None):
             self.calls.done(call)  # the step path: nobody has anything to say
             self.states.settle(call.seq, {})
@@ -164,7 +172,7 @@ class Batches:
 
     def reset_result(self, call: PendingCall, replies: list[BatchReply | None]) -> ResetResult:
         """What `reset` returns, or raises."""
-        buffer = self._buffers[call.buffer]
+        buffer = self._buffer(call.buffer)
         if call.mended is not None and call.mended.is_needed:
             dynamic, infos = self._completed(call, call.mended)
             self._settle_mended(call, call.mended, ())
@@ -177,9 +185,7 @@ class Batches:
             self._failed_rows.keep(call.env_ids, buffer, dynamic)
         if call.env_ids is None:
             return self._observations(call, dynamic), infos
-        return self._layout.assemble(
-            [array.take(call.env_ids, axis=0) for array in buffer.observations], dynamic
-        ), infos
+        return self.layout.assemble([array.take(call.env_ids, axis=0) for array in buffer.observations], dynamic), infos
 
     def _ended(self, buffer: Buffer) -> Sequence[int]:
         """The envs whose episode ended, where nobody resets them but the user."""
@@ -229,20 +235,24 @@ class Batches:
         if call.buffer != HOME:
             arrays = self._ring.lend(call.buffer)
         elif self._is_lent_home:
-            arrays = self._buffers[HOME].observations
+            arrays = self._buffer(HOME).observations
         else:
-            arrays = [array.copy() for array in self._buffers[HOME].observations]
-        return self._layout.assemble(arrays, dynamic)
+            arrays = [array.copy() for array in self._buffer(HOME).observations]
+        return self.layout.assemble(arrays, dynamic)
 
     def _whole(self, answers: Sequence[Answered]) -> tuple[list[list[Any]], dict[str, Any]]:
         """Of all envs: the values of the leaves without a fixed size, and the infos."""
         if not answers:
             return [], {}
-        dynamic: list[list[Any]] = []
-        if self._layout.dynamic:
-            dynamic = [list(chain.from_iterable(parts)) for parts in zip(*(r.dynamic for _, r in answers), strict=True)]
+        dynamic = self._dynamic_of(answers)
         with_infos = [(env_ids, reply.infos) for env_ids, reply in answers if reply.infos]
         return dynamic, infos_.merge(with_infos, len(self._every_env)) if with_infos else {}
+
+    def _dynamic_of(self, answers: Sequence[Answered]) -> list[list[Any]]:
+        """For each leaf without a fixed size the values of the answered rows."""
+        if not self.layout.dynamic:
+            return []
+        return [list(chain.from_iterable(parts)) for parts in zip(*(r.dynamic for _, r in answers), strict=True)]
 
     def _part(self, call: PendingCall, env_ids: Sequence[int]) -> tuple[list[list[Any]], dict[str, Any]]:
         """The same of some envs."""
@@ -254,6 +264,107 @@ class Batches:
         dynamic, entries = self._complete(call, mended, None)
         env_ids = self._every_env if call.env_ids is None else call.env_ids
         return [[column[env_index] for env_index in env_ids] for column in dynamic], infos_.of_rows(entries, env_ids)
+
+    # ---- of rollouts
+
+    def check_rollout(self) -> None:
+        """Whether a rollout may begin.
+
+        Raises:
+            AlreadyPendingCallError: An env is awaited or owed.
+            ResetNeeded: An env must be reset first, or has no observation to begin with.
+            WorkerDied: A worker ended since the last call.
+        """
+        self.calls.raise_untold_death()
+        self.states.check_idle("rollout", self._every_env)
+        if self._failed_rows is None:
+            self.states.check_repeatable("rollout", self._every_env)
+
+    def begin_rollout(self) -> int:
+        """All envs are awaited by a rollout from now on, whose number is returned; raises what `check_rollout` does."""
+        self.check_rollout()
+        seq = self.calls.next_seq()
+        self.states.begin_step(seq, "rollout")
+        if self._num_steps != self._rollouts_until:
+            self.episodes.restart()
+        return seq
+
+    def end_rollout(self, seq: int) -> None:
+        """All its steps were taken: the envs are idle."""
+        self.states.settle(seq, {})
+        self._rollouts_until = self._num_steps
+
+    def give_up_rollout(self, seq: int, calls: Sequence[PendingCall]) -> None:
+        """A rollout ends before its time: what of its `calls` was not taken is owed, the other envs are idle."""
+        self.states.settle(seq, {})
+        self.episodes.restart()
+        self.calls.give_up(calls)
+
+    async def observe(self, lease: Lease) -> list[list[Any]]:
+        """Has the last observations written into the first buffer of a rollout.
+
+        Returns:
+            For each leaf without a fixed size the values of all envs.
+        """
+        calls, buffer = self.calls, self._buffer(lease.strip.first)
+        buffer.terminations[:] = False
+        call = calls.post_observe(lease)
+        try:
+            replies: list[BatchReply | None] = await calls.answered(call)
+        except (WorkerDied, EnvTimeoutError):
+            calls.give_up([call])
+            if self._failed_rows is None:
+                raise
+            replies = []  # another worker has its place, and the next rows of its envs tell it
+        except BaseException:
+            calls.give_up([call])
+            raise
+        calls.done(call)
+        answers = self._answers(call, replies)
+        if self._failed_rows is not None:  # envs that were built anew have none
+            return self._failed_rows.repeat(buffer)
+        return self._dynamic_of(answers)
+
+    @property
+    def keeps_observations(self) -> bool:
+        """Whether the last valid ones are kept, for rows of envs that failed."""
+        return self._failed_rows is not None
+
+    def group_done(self, call: PendingCall, num_envs: int) -> None:
+        """A step of so many envs was answered, and nobody had anything to say."""
+        self.calls.done(call)
+        self._num_steps += num_envs
+
+    def group_result(self, call: PendingCall, replies: list[BatchReply | None]) -> tuple[list[list[Any]], InfoParts]:
+        """What a step of a group of envs gave, or raises.
+
+        Returns:
+            For each leaf without a fixed size the values, and the infos of those who have something to say.
+        """
+        env_ids = self._every_env if call.env_ids is None else call.env_ids
+        parts: InfoParts = []
+        if call.mended is not None and call.mended.is_needed:
+            by_env, entries = self._complete(call, call.mended, call.env_ids)
+            dynamic = [[column[env_index] for env_index in env_ids] for column in by_env]
+            if entries:
+                parts = [(sorted(entries), infos_.collect(sorted(entries.items()), -1))]
+            self.calls.stepped(frozenset(call.mended.failures), call.env_ids)
+            rollout = self.states.hand_over(call.seq, env_ids)  # as if this call had asked them by itself
+            self._settle_mended(call, call.mended, ())
+            self.states.begin_part(rollout, env_ids)
+        else:
+            answers = self._answers(call, replies)
+            if any(reply.failures for _, reply in answers):
+                self.states.hand_over(call.seq, env_ids)
+                self._settle(call, answers, ())  # raises
+            self.calls.done(call)
+            dynamic = self._dynamic_of(answers)
+            parts = [(of_worker, reply.infos) for of_worker, reply in answers if reply.infos]
+            self.calls.stepped(frozenset(), call.env_ids)
+        self._num_steps += len(env_ids)
+        if self._failed_rows is not None:
+            self._failed_rows.keep(call.env_ids, self._buffer(call.buffer), dynamic)
+        return dynamic, parts
 
     # ---- of one env
 
@@ -277,12 +388,12 @@ class Batches:
 
     def _row(self, call: PendingCall, env_index: int) -> tuple[Any, dict[str, Any]]:
         """The observation of one env, and its info."""
-        buffer = self._buffers[HOME]
+        buffer = self._buffer(HOME)
         dynamic, entries = self._rows(call, [env_index])
         if self._failed_rows is not None:
             self._failed_rows.keep([env_index], buffer, dynamic)
         row = [array[env_index : env_index + 1] for array in buffer.observations]
-        return self._layout.row(row, dynamic, 0), entries.get(env_index, {})
+        return self.layout.row(row, dynamic, 0), entries.get(env_index, {})
 
     async def step_one(self, env_index: int, action: Any) -> Transition:
         """See `SubEnv.step`."""
@@ -305,7 +416,7 @@ class Batches:
             raise failures
         is_mended = call.mended is not None and call.mended.is_needed
         self.calls.stepped(frozenset([env_index] if is_mended else ()), [env_index])
-        buffer = self._buffers[HOME]
+        buffer = self._buffer(HOME)
         observation, info = self._row(call, env_index)
         reward = float(buffer.rewards[env_index])
         terminated, truncated = bool(buffer.terminations[env_index]), bool(buffer.truncations[env_index])
@@ -354,7 +465,7 @@ class Batches:
 
         `None` where that is not so: the general way has the same result.
         """
-        if self._layout.dynamic or self._failed_rows is not None or not self.pool.shared:
+        if self.layout.dynamic or self._failed_rows is not None or not self.pool.shared:
             return None
         payloads: list[Any] = []
         for call in calls:
@@ -370,7 +481,7 @@ class Batches:
     def _gather_usual(self, infos: dict[str, Any], env_ids: list[int]) -> StepBatch:
         *observations, rewards, terminations, truncations = self._gather_arrays({HOME: env_ids}, env_ids)
         ids = infos["env_id"] = np.array(env_ids, dtype=np.int64)
-        return StepBatch(ids, self._layout.assemble(observations), rewards, terminations, truncations, infos)
+        return StepBatch(ids, self.layout.assemble(observations), rewards, terminations, truncations, infos)
 
     def _gather(self, chosen: Sequence[tuple[int, PendingCall]], env_ids: list[int]) -> StepBatch:
         entries: dict[int, dict[str, Any]] = {}
@@ -383,13 +494,13 @@ class Batches:
             for position, env_index in enumerate(of_call) if dynamic else ():
                 values[env_index] = [column[position] for column in dynamic]
             if self._failed_rows is not None:
-                self._failed_rows.keep(of_call, self._buffers[call.buffer], dynamic)
+                self._failed_rows.keep(of_call, self._buffer(call.buffer), dynamic)
                 failed = call.mended.failures.keys() if call.mended is not None else ()
                 if call.command == "step":
                     self.calls.stepped(frozenset(failed), of_call)
         arrays = self._gather_arrays(by_buffer, env_ids)
-        dynamic = [[values[env_index][index] for env_index in env_ids] for index in range(len(self._layout.dynamic))]
-        observations = self._layout.assemble(arrays[:-3], dynamic)
+        dynamic = [[values[env_index][index] for env_index in env_ids] for index in range(len(self.layout.dynamic))]
+        observations = self.layout.assemble(arrays[:-3], dynamic)
         ids = np.array(env_ids, dtype=np.int64)
         infos = infos_.of_rows(entries, env_ids)
         infos["env_id"] = ids
@@ -399,12 +510,12 @@ class Batches:
         """Copies of the rows of all arrays of a buffer."""
         if len(by_buffer) == 1:
             (buffer,) = by_buffer
-            return [array.take(env_ids, axis=0) for array in self._buffers[buffer].arrays()]
+            return [array.take(env_ids, axis=0) for array in self._buffer(buffer).arrays()]
         position = {env_index: row for row, env_index in enumerate(env_ids)}
-        gathered = [np.empty((len(env_ids), *a.shape[1:]), a.dtype) for a in self._buffers[HOME].arrays()]
+        gathered = [np.empty((len(env_ids), *a.shape[1:]), a.dtype) for a in self._buffer(HOME).arrays()]
         for buffer, of_buffer in by_buffer.items():
             rows = [position[env_index] for env_index in of_buffer]
-            for array, source in zip(gathered, self._buffers[buffer].arrays(), strict=True):
+            for array, source in zip(gathered, self._buffer(buffer).arrays(), strict=True):
                 array[rows] = source[of_buffer]
         return gathered
 
@@ -486,7 +597,7 @@ class Batches:
         answers = self._with_envs(call, replies)
         for env_ids, reply in answers:
             if reply.arrays:  # no memory is shared
-                for array, sent in zip(self._buffers[call.buffer].arrays(), reply.arrays, strict=True):
+                for array, sent in zip(self._buffer(call.buffer).arrays(), reply.arrays, strict=True):
                     array[env_ids] = sent
         return answers
 
@@ -510,9 +621,9 @@ class Batches:
                 for position, env_index in enumerate(answered):
                     if env_index in wanted:
                         values[env_index] = [column[position] for column in reply.dynamic]
-                        for array, sent in zip(self._buffers[call.buffer].arrays(), reply.arrays, strict=False):
+                        for array, sent in zip(self._buffer(call.buffer).arrays(), reply.arrays, strict=False):
                             array[env_index] = sent[position]
-        dynamic = [[values[env_index][index] for env_index in env_ids] for index in range(len(self._layout.dynamic))]
+        dynamic = [[values[env_index][index] for env_index in env_ids] for index in range(len(self.layout.dynamic))]
         return dynamic, entries
 
     def _complete(
@@ -521,7 +632,7 @@ class Batches:
         """Completes the rows of these envs, or of all, in a call in which some failed; see `FailedRows.complete`."""
         assert self._failed_rows is not None  # noqa: S101
         own = [worker.env_ids for worker in self.pool.workers]
-        return self._failed_rows.complete(mended, self._said(call), own, self._buffers[call.buffer], env_ids)
+        return self._failed_rows.complete(mended, self._said(call), own, self._buffer(call.buffer), env_ids)
 
 
 def _by_call(chosen: Iterable[tuple[int, PendingCall]]) -> list[tuple[PendingCall, list[int]]]:

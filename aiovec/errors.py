@@ -8,6 +8,7 @@
     ├── WrongLoopError              asked from another event loop      (RuntimeError)
     ├── ResetNeeded                 an env must be reset first         (gymnasium's class too)
     ├── InvalidActionsError         actions that do not fit the space  (gymnasium's InvalidAction, ValueError)
+    ├── InvalidExtrasError          a policy's extras differ from step to step  (ValueError)
     ├── InvalidEnvResultError       an env returned what does not fit  (ValueError)
     ├── SpaceMismatchError          sub-envs whose spaces differ       (RuntimeError)
     ├── SlabMemoryError             no memory for the shared slab      (MemoryError)
@@ -48,6 +49,7 @@ __all__ = [
     "InvalidActionsError",
     "InvalidBatchResultError",
     "InvalidEnvResultError",
+    "InvalidExtrasError",
     "InvalidObservationError",
     "NoAsyncCallError",
     "NotStartedError",
@@ -186,6 +188,16 @@ class InvalidActionsError(AiovecError, gymnasium_error.InvalidAction, ValueError
 
     def __init__(self, leaf: str, expected: str, got: str) -> None:
         super().__init__(f"{leaf}: expected {expected}, got {got}. No env was stepped.")
+
+
+class InvalidExtrasError(AiovecError, ValueError):
+    """What a policy gave beside its actions in a rollout is not like what it gave first; that rollout has ended."""
+
+    def __init__(self, leaf: str, expected: str, got: str) -> None:
+        super().__init__(
+            f"{leaf} of the policy: expected {expected}, got {got}. Each leaf must be an array with one row for each "
+            "env that the policy was shown, of one shape and dtype in every step."
+        )
 
 
 class InvalidEnvResultError(AiovecError, ValueError):

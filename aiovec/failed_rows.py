@@ -55,6 +55,12 @@ class FailedRows:
             for env_index, value in zip(range(self._num_envs) if env_ids is None else env_ids, values, strict=True):
                 column[env_index] = copy.deepcopy(value)
 
+    def repeat(self, buffer: Buffer) -> list[list[Any]]:
+        """Writes all last observations into a buffer; those of leaves without a fixed size are returned."""
+        for array, last in zip(buffer.observations, self._last, strict=True):
+            np.copyto(array, last)
+        return copy.deepcopy(self._last_dynamic)
+
     def complete(
         self,
         mended: Mended,

@@ -12,7 +12,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
-from aiovec.arguments import check_plan, check_recv, env_ids_of, reset_targets
+from aiovec.arguments import check_plan, check_recv, check_rollout, env_ids_of, reset_targets
 from aiovec.batches import Batches, StepBatch, StepResult
 from aiovec.errors import ClosedEnvironmentError, NotStartedError, WrongLoopError
 from aiovec.exchange.failures import as_one_exception
@@ -20,6 +20,7 @@ from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import CallReply, CallRequest, SetAttrRequest
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, Started, start
+from aiovec.rollouts import Collector, Policy, Rollout
 from aiovec.statistics import VectorStatistics
 from aiovec.sub_env import SubEnv
 
@@ -476,6 +477,77 @@ class AsyncVectorEnv:
         """
         while num_owed := self._ready("batches()").calls.num_owed():
             yield await self.recv(None if min_envs is None else min(min_envs, num_owed), max_envs)
+
+    # ---- rollouts
+
+    async def rollout(self, policy: Policy, num_steps: int, *, groups: int = 1) -> Rollout:
+        """Steps all envs so many times, by the actions of a policy, and gives it all at once.
+
+        Workers write each step where it stays, so nothing is copied here. Rollouts continue one another, and `step`s:
+        each begins with the last observations. Envs are reset by the autoreset mode.
+
+        Args:
+            policy: Called with a batch of observations, as `step` gives them, it returns a batch of actions, or a
+                pair of actions and *extras*: log-probabilities, values, anything that has a row for each env, as an
+                array or in a dict or tuple. Also an `async def`. Actions are cast to the dtype of `action_space`.
+                Where a batch of actions is a tuple itself (`Tuple`, `Text`, …), it always returns the pair.
+            num_steps: How many times, from 1.
+            groups: Into how many groups the envs of each worker are shared out, in contiguous rows. The policy is
+                called for each group by itself, in turn, with a copy of its observations: with two groups a worker
+                that ends one finds the actions of the other waiting, and never sleeps.
+
+        Returns:
+            The rollout; it is yours. With `copy=False` its arrays are views that hold until the next rollout.
+
+        Raises:
+            ValueError: `num_steps` or `groups` is out of its range; or the autoreset mode is DISABLED.
+            SlabMemoryError: There is no memory for so many steps; no env was stepped.
+            AlreadyPendingCallError: An env is awaited by another task, or owed; no env was stepped.
+            ResetNeeded: An env failed, or was never reset; no env was stepped.
+            InvalidActionsError: The policy gave actions that do not fit `action_space`.
+            InvalidExtrasError: The policy gave extras that are not like its first ones.
+            WorkerDied: A worker ended. Its envs need a reset.
+            EnvTimeoutError: The same, for an env that took longer than `step_timeout`.
+            Exception: What an env raised, or an `ExceptionGroup` of several, or what the policy raised.
+
+            Whatever it raises, cancellation too: nothing of the rollout is returned; envs whose step was not answered
+            yet are owed, as after a cancelled `step`, and the others have taken the steps that were asked.
+        """
+        batches = self._ready("rollout()")
+        plan = self._plan
+        fewest_envs = min(len(worker.env_ids) for worker in batches.pool.workers)
+        check_rollout(policy, num_steps, groups, fewest_envs, plan.autoreset_mode)
+        collector = Collector(batches, plan.copy, plan.autoreset_mode, int(num_steps), int(groups))
+        return await collector.collect(policy)
+
+    async def rollouts(self, policy: Policy, num_steps: int, *, groups: int = 1) -> AsyncIterator[Rollout]:
+        """Iterates over `rollout` for ever, and collects the next one while the loop's body uses the last.
+
+        The body must await for that: a learner in a thread, for instance, `await asyncio.to_thread(learn, rollout)`.
+        The next rollout then acts by the policy as it is meanwhile. Who must learn from the very policy that acts calls
+        `rollout` instead. What `rollout` raises ends the iteration; to leave the loop, or cancel it, cancels the
+        rollout that is being collected, and leaves envs owed: `reset` takes care of them. Leave it within
+        `contextlib.aclosing`, as any asynchronous generator, for that to happen at once.
+
+        Args:
+            policy: As for `rollout`.
+            num_steps: As for `rollout`.
+            groups: As for `rollout`.
+        """
+
+        def collect() -> asyncio.Task[Rollout]:
+            return asyncio.ensure_future(self.rollout(policy, num_steps, groups=groups))
+
+        collecting = collect()
+        try:
+            while True:
+                await asyncio.wait([collecting])
+                ready = [collecting.result()]  # a list: who is given a rollout is to be the only one who holds it
+                collecting = collect()
+                yield ready.pop()
+        finally:
+            collecting.cancel()
+            await asyncio.wait([collecting])
 
     # ---- single envs
 

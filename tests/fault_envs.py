@@ -649,6 +649,14 @@ class Wide(Counter):
         self.observation_space = gym.spaces.Box(0, 255, (nbytes,), np.uint8)
 
 
+class Boundless(Counter):
+    """Its observation is larger than any memory; there never is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.MultiBinary(1 << 45)  # type: ignore[assignment]
+
+
 class Received(gym.Env[Any, Any]):
     """Takes as many milliseconds as the action says; its observation has `size` numbers."""
 

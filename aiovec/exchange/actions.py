@@ -92,6 +92,48 @@ class ActionWriter:
             array[env_index] = value
         return None
 
+    def store(
+        self, actions: Any, arrays: Sequence[npt.NDArray[Any]], env_ids: npt.NDArray[np.int64] | None
+    ) -> list[list[Any]]:
+        """Writes a batch of actions into other arrays `[num_envs, *leaf.shape]`, cast to the dtypes of the space.
+
+        Args:
+            actions: One an env.
+            arrays: One for each leaf of fixed size.
+            env_ids: The envs, in order, if not all.
+
+        Returns:
+            For each leaf without a fixed size the values.
+
+        Raises:
+            InvalidActionsError: Number, structure, shape or dtype do not fit; nothing was written.
+        """
+        count = self._num_envs if env_ids is None else len(env_ids)
+        rows = ... if env_ids is None else env_ids
+        if self.layout.is_array and type(actions) is np.ndarray:
+            array = arrays[0]  # the step path: a comparison each, one copy
+            if actions.dtype == array.dtype and actions.shape == (count, *array.shape[1:]):
+                array[rows] = actions
+                return []
+        values = [self._leaf(leaf, actions, "actions", (count,)) for leaf in self.layout.leaves]
+        fixed = [value for leaf, value in zip(self.layout.leaves, values, strict=True) if leaf.fixed]
+        for array, value in zip(arrays, fixed, strict=True):
+            array[rows] = value
+        return [list(value) for leaf, value in zip(self.layout.leaves, values, strict=True) if not leaf.fixed]
+
+    def rows(
+        self, arrays: Sequence[npt.NDArray[Any]], dynamic: Sequence[Sequence[Any]], env_ids: Sequence[int]
+    ) -> list[Any]:
+        """What `store` has taken, row by row, to travel by pickle.
+
+        Args:
+            arrays: One for each leaf of fixed size, with the rows of all envs.
+            dynamic: For each other leaf the values of these envs.
+            env_ids: The envs, in order.
+        """
+        fixed = [array[env_ids] for array in arrays]
+        return list(iterate(self.layout.batch_space(len(env_ids)), self.layout.assemble(fixed, dynamic)))
+
     def _leaf(self, leaf: Leaf, actions: Any, root: str, lead: tuple[int, ...]) -> Any:
         """One leaf, checked; `lead` is the length of the axis for envs, if there is one."""
         name = leaf.name(root)

@@ -32,6 +32,8 @@ class FrameKind(enum.IntEnum):
     REBUILD = 12  # like BUILD, of a worker in place of one that died: an env that failed tells it when it is reset
     STEP_EACH = 13  # payload: see `exchange.step_each`; each of its envs answers by itself
     AWAKE = 14  # the answers that the parent waits for are in their slots: see `exchange.wanted`
+    GROW = 15  # payload: the `exchange.slab.Strip` to map
+    OBSERVE = 16  # write all last observations again; the answer to it is that to a batch
 
 
 class Frame(NamedTuple):
@@ -42,27 +44,29 @@ class Frame(NamedTuple):
         seq: The number of the request; its reply bears the same.
         buffer: Which buffer of the slab the request is about.
         payload: Pickled bytes, often empty; the very object where no bytes travel.
+        group: Of a step: which group of envs; see `exchange.groups`.
     """
 
     kind: int
     seq: int
     buffer: int
     payload: Any
+    group: int = 0
 
 
-_HEADER = struct.Struct("<QQII")  # payload's nbytes, seq, kind, buffer
+_HEADER = struct.Struct("<QQHHI")  # payload's nbytes, seq, kind, group, buffer
 HEADER_NBYTES = _HEADER.size
 _CHUNK_NBYTES = 1 << 16
 
 
-def pack_header(kind: int, seq: int, buffer: int = 0, payload_nbytes: int = 0) -> bytes:
+def pack_header(kind: int, seq: int, buffer: int = 0, payload_nbytes: int = 0, group: int = 0) -> bytes:
     """The header of a frame; a frame without a payload is its header."""
-    return _HEADER.pack(payload_nbytes, seq, kind, buffer)
+    return _HEADER.pack(payload_nbytes, seq, kind, group, buffer)
 
 
-def pack_frame(kind: int, seq: int, buffer: int = 0, payload: bytes = b"") -> bytes:
+def pack_frame(kind: int, seq: int, buffer: int = 0, payload: bytes = b"", group: int = 0) -> bytes:
     """A whole frame as bytes."""
-    return _HEADER.pack(len(payload), seq, kind, buffer) + payload
+    return _HEADER.pack(len(payload), seq, kind, group, buffer) + payload
 
 
 class FrameReader:
@@ -78,7 +82,7 @@ class FrameReader:
         self._filled = 0  # bytes of the chunk that hold something not yet taken
         self._large: bytearray | None = None  # the payload that did not fit into the chunk
         self._large_filled = 0
-        self._large_header = (0, 0, 0)
+        self._large_header = (0, 0, 0, 0)
 
     def __repr__(self) -> str:
         return f"<FrameReader partial={self.partial}>"
@@ -104,32 +108,32 @@ class FrameReader:
     def frames(self) -> Iterable[Frame]:
         """The frames that are complete, each once. Run it to its end before the next `space()`."""
         if self._filled == HEADER_NBYTES and self._large is None:  # the step path: a reply with nothing to say
-            nbytes, seq, kind, buffer = _HEADER.unpack_from(self._chunk)
+            nbytes, seq, kind, group, buffer = _HEADER.unpack_from(self._chunk)
             if not nbytes:
                 self._filled = 0
-                return (Frame(kind, seq, buffer, b""),)
+                return (Frame(kind, seq, buffer, b"", group),)
         return self._cut()
 
     def _cut(self) -> Iterator[Frame]:
         if self._large is not None:
             if self._large_filled == len(self._large):
-                kind, seq, buffer = self._large_header
+                kind, seq, group, buffer = self._large_header
                 payload = memoryview(self._large)
                 self._large = None
-                yield Frame(kind, seq, buffer, payload)
+                yield Frame(kind, seq, buffer, payload, group)
             return
         start = 0
         while self._filled - start >= HEADER_NBYTES:
-            nbytes, seq, kind, buffer = _HEADER.unpack_from(self._chunk, start)
+            nbytes, seq, kind, group, buffer = _HEADER.unpack_from(self._chunk, start)
             body = start + HEADER_NBYTES
             end = body + nbytes
             if end <= self._filled:
                 start = end
-                yield Frame(kind, seq, buffer, bytes(self._view[body:end]) if nbytes else b"")
+                yield Frame(kind, seq, buffer, bytes(self._view[body:end]) if nbytes else b"", group)
                 continue
             if HEADER_NBYTES + nbytes > _CHUNK_NBYTES:
                 self._large = bytearray(nbytes)
-                self._large_header = (kind, seq, buffer)
+                self._large_header = (kind, seq, group, buffer)
                 self._large_filled = self._filled - body
                 self._large[: self._large_filled] = self._view[body : self._filled]
                 start = self._filled

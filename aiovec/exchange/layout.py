@@ -102,14 +102,13 @@ class Layout:
         """Of the fixed leaves of `num_rows` rows, each aligned."""
         return sum(leaf.nbytes(num_rows) for leaf in self.fixed)
 
-    def arrays(self, memory: npt.NDArray[np.uint8], num_rows: int) -> list[npt.NDArray[Any]]:
-        """The fixed leaves as arrays `[num_rows, *leaf.shape]` over `memory`, without a copy."""
+    def arrays(self, memory: npt.NDArray[np.uint8], *lead: int) -> list[npt.NDArray[Any]]:
+        """The fixed leaves as arrays `[*lead, *leaf.shape]` over `memory`, without a copy."""
         arrays: list[npt.NDArray[Any]] = []
-        offset = 0
+        offset, num_rows = 0, math.prod(lead)
         for leaf in self.fixed:
-            shape = (num_rows, *leaf.shape)
-            nbytes = math.prod(shape) * leaf.dtype.itemsize
-            arrays.append(memory[offset : offset + nbytes].view(leaf.dtype).reshape(shape))
+            nbytes = num_rows * math.prod(leaf.shape) * leaf.dtype.itemsize
+            arrays.append(memory[offset : offset + nbytes].view(leaf.dtype).reshape(*lead, *leaf.shape))
             offset += leaf.nbytes(num_rows)
         return arrays
 
@@ -126,6 +125,10 @@ class Layout:
         return self._assemble(
             [next(arrays) if leaf.fixed else leaf.batch_dynamic(next(columns)) for leaf in self.leaves]
         )
+
+    def structure(self, leaves: Sequence[Any]) -> Any:
+        """The space's structure, with these values in place of its leaves, in order."""
+        return self._assemble(list(leaves))
 
     def row(self, fixed: Sequence[Any], dynamic: Sequence[Sequence[Any]], row: int) -> Any:
         """One env's observation, copied from the leaves of a batch."""

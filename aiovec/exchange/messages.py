@@ -117,7 +117,6 @@ class MapRequest:
     """
 
     num_envs: int
-    num_buffers: int
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
     num_workers: int

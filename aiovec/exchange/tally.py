@@ -10,14 +10,17 @@ that had sent its reply may still have to take its token when the next step begi
 last token too early, so what it says is checked: `exchange.reply_area` bears the number of the step.) The death
 of a worker leaves its token: from then on workers answer each for itself, until a new one has its place and all
 have answered such a call. Then nobody is still to take a token, and the tally begins anew.
+
+There are two: two groups of envs of a rollout are stepped at the same time, each in a lock-step of its own.
 """
 
 from __future__ import annotations
 
 from aiovec.exchange.tokens import PIPE_NBYTES, TokenPipe, take_token
 
-__all__ = ["Tally", "take_last"]
+__all__ = ["NUM_TALLIES", "Tally", "take_last"]
 
+NUM_TALLIES = 2
 _LAST = b"\1"
 _STEPS_AT_ONCE = 32
 

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from aiovec.errors import AlreadyPendingCallError, ClosedEnvironmentError, CrashLoopError, NoAsyncCallError, failures
 from aiovec.exchange.failures import without_our_frames
 from aiovec.exchange.frames import Frame, FrameKind
+from aiovec.exchange.groups import index_in
 from aiovec.exchange.messages import ResetRequest
 from aiovec.exchange.reply_area import ReplyArea
-from aiovec.exchange.tally import Tally
+from aiovec.exchange.tally import NUM_TALLIES, Tally
 from aiovec.pool.answer import Answer
 from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.inbox import Inbox
@@ -27,7 +28,7 @@ from aiovec.pool.local import Death, LocalWorker
 from aiovec.pool.mending import Mending
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.restarts import GIVEN_UP
-from aiovec.pool.ring import HOME, Ring
+from aiovec.pool.ring import HOME, Lease, Ring
 from aiovec.pool.sent import Sent
 from aiovec.pool.states import EnvStates
 from aiovec.pool.threads import in_thread
@@ -89,31 +90,31 @@ class Calls:
         self._busy_since = self._busy_seconds = 0.0
         self._bare_requests: Mapping[int, Any] = {}
         self._ring: Ring | None = None
-        self._reply_areas: list[ReplyArea] = []
+        self._reply_areas: list[list[ReplyArea]] = []
         self._sent: Sent | None = None
-        self._tally: Tally | None = None
-        self._together = False  # whether a step is answered by the tally
+        self._tallies: list[Tally] = []
+        self._together = False  # whether a step is answered by a tally
         self._apart_since = 0  # the number of the last call before a worker died, or took another's place
 
     def __repr__(self) -> str:
         return f"<Calls pending={list(self.pending.values())} {self.inbox!r} {self.states!r}>"
 
-    def open(self, ring: Ring, reply_areas: list[ReplyArea], tally: Tally | None, sent: Sent | None) -> None:
+    def open(self, ring: Ring, reply_areas: list[list[ReplyArea]], tallies: list[Tally], sent: Sent | None) -> None:
         """Takes the memory, once it is mapped.
 
         Args:
             ring: Who writes which buffer.
-            reply_areas: One a worker, where memory is shared.
-            tally: Where steps are answered by it.
+            reply_areas: Of each worker one for each tally, where memory is shared.
+            tallies: Where steps are answered by them: of all envs or the first group, of the second group.
             sent: Where the answers of sent envs wait in shared memory.
         """
-        self._ring, self._reply_areas, self._tally, self._sent = ring, reply_areas, tally, sent
-        self._together = tally is not None
+        self._ring, self._reply_areas, self._tallies, self._sent = ring, reply_areas, tallies, sent
+        self._together = bool(tallies)
         self._bare_requests = self.prepare(dict.fromkeys(range(len(self._workers))))
 
     def close(self) -> None:
         """Tells every task that waits that there is nothing more to come."""
-        self._ring, self._reply_areas, self._tally, self._sent = None, [], None, None
+        self._ring, self._reply_areas, self._tallies, self._sent = None, [], [], None
         self._together = False
         pending, self.pending = self.pending, {}
         self.inbox = Inbox()
@@ -170,8 +171,7 @@ class Calls:
         if rows is not None:
             requests = self.prepare({w.index: rows[w.env_ids.start : w.env_ids.stop] for w in self._workers})
         if self._together:
-            assert self._tally is not None  # noqa: S101
-            self._tally.begin_step()
+            self._tallies[0].begin_step()
         return requests
 
     def post(
@@ -209,7 +209,7 @@ class Calls:
             for index, request in prepared.items():
                 worker = self._workers[index]
                 if worker.alive:
-                    worker.post(kind, call.seq, call.buffer, request)
+                    worker.post(kind, call.seq, call.buffer, request, call.group)
                 else:
                     self._fail(call, index, self._deaths[index])
         except BaseException:  # a Ctrl-C in the middle of an env that lives in this process
@@ -224,6 +224,36 @@ class Calls:
         call = PendingCall(seq, "step", True, self._take_buffer(), prepared, Answer(loop=self._loop))
         call.is_together = self._together
         return self._post(call, _STEP_TOGETHER if self._together else _STEP, prepared, _NO_RESETS)
+
+    def post_observe(self, lease: Lease) -> PendingCall:
+        """Asks every worker for its envs' last observations, in the first buffer of a rollout."""
+        self._discard_rest([*self.inbox])  # all envs were idle
+        prepared = self._bare_requests
+        call = PendingCall(self.next_seq(), "rollout", False, lease.strip.first, prepared, Answer(loop=self._loop))
+        call.lease = lease
+        return self._post(call, FrameKind.OBSERVE, prepared, _NO_RESETS)
+
+    def post_group(
+        self, group: int, env_ids: Sequence[int] | None, step: int, rows: Mapping[int, Any] | None, lease: Lease
+    ) -> PendingCall:
+        """Asks a group of envs for a step of a rollout.
+
+        Args:
+            group: Its code.
+            env_ids: Its envs, if not all.
+            step: Which step of the rollout, from 0.
+            rows: Requests with the actions, by worker, where they are not in the slab.
+            lease: The rollout's memory.
+        """
+        prepared = self._bare_requests if rows is None else rows
+        call = PendingCall(
+            self.next_seq(), "step", True, lease.strip.first + 1 + step, prepared, Answer(loop=self._loop), env_ids
+        )
+        call.group, call.lease = group, lease
+        if self._together and (index := index_in(group)) < NUM_TALLIES:
+            call.is_together = True
+            self._tallies[index].begin_step()
+        return self._post(call, _STEP_TOGETHER if call.is_together else _STEP, prepared, _NO_RESETS)
 
     def post_reset(
         self,
@@ -338,7 +368,9 @@ class Calls:
             else:
                 replies = self.read(call) if has_something_to_say else []
         except BaseException:
-            if call.is_batch:
+            if call.lease is not None:
+                pass  # it is seen to by the rollout, with its other calls
+            elif call.is_batch:
                 self._abandon(call)
             else:
                 self._drop(call)
@@ -392,6 +424,15 @@ class Calls:
         self._pop(call.seq)
         if not self._together:
             self._come_together(call)
+
+    def give_up(self, calls: Sequence[PendingCall]) -> None:
+        """A rollout ends before its time: of these calls of it the rows are owed, other answers are dropped."""
+        for call in calls:
+            if not call.is_batch:
+                self._drop(call)
+                continue
+            self.states.begin_part(call.seq, range(self.states.num_envs) if call.env_ids is None else call.env_ids)
+            self._abandon(call)
 
     def keep_rest(self, call: PendingCall, env_ids: Sequence[int]) -> None:
         """A failure of the call is raised; the rows of these envs are there for `recv`, if it is asked."""
@@ -669,10 +710,10 @@ class Calls:
 
     def _take_reply_areas(self, call: PendingCall, workers: Iterable[int]) -> None:
         """Takes what workers have left of a step; a reply too large for its area is on its way by the socket."""
-        for index in tuple(workers) if self._reply_areas else ():
+        for index in tuple(workers) if self._reply_areas and index_in(call.group) < NUM_TALLIES else ():
             if call.mended is not None and index in call.mended.in_parts:
                 continue  # what it had left was taken, and it was asked again
-            reply = self._reply_areas[index].take(call.seq)
+            reply = self._reply_areas[index][index_in(call.group)].take(call.seq)
             if reply is not None and not self._workers[index].is_condemned:
                 self._take(call, index, reply)
 
@@ -691,10 +732,11 @@ class Calls:
             self._sent.forget(call.env_index, call.seq)
 
     def _come_together(self, call: PendingCall) -> None:
-        """After a death: once every worker has answered a call by itself, steps are answered by the tally again."""
+        """After a death: once every worker has answered a call by itself, steps are answered by tallies again."""
         is_by_itself = call.seq > self._apart_since and not call.deaths and len(call.payloads) == len(self._workers)
-        if self._tally is not None and is_by_itself:
-            self._tally.begin_anew()
+        if self._tallies and is_by_itself:
+            for tally in self._tallies:
+                tally.begin_anew()
             self._together = True
 
     # ---- deaths

@@ -71,6 +71,7 @@ class InProcessWorker:
             FrameKind.STEP: self._step,
             FrameKind.STEP_EACH: self._step_each,
             FrameKind.RESET: self._reset,
+            FrameKind.OBSERVE: self._observe,
             FrameKind.CALL: lambda frame: self._do(frame, self._core.calling(frame.payload)),
             FrameKind.SET_ATTR: lambda frame: self._do(frame, self._core.setting(frame.payload)),
             FrameKind.CLOSE: self._close,
@@ -82,8 +83,8 @@ class InProcessWorker:
     def prepare(self, message: Any) -> Any:
         return message
 
-    def post(self, kind: int, seq: int, buffer: int, prepared: Any) -> None:
-        self._handlers[kind](Frame(kind, seq, buffer, prepared))
+    def post(self, kind: int, seq: int, buffer: int, prepared: Any, group: int = 0) -> None:
+        self._handlers[kind](Frame(kind, seq, buffer, prepared, group))
 
     def _do(
         self,
@@ -170,11 +171,12 @@ class InProcessWorker:
 
     def _step(self, frame: Frame) -> None:
         if self._async_lane is None:  # the columns' own path
-            reply = self._core.step(frame.buffer, frame.payload)
+            reply = self._core.step(frame.buffer, frame.group, frame.payload)
             work: Work[BatchReply | None] = Work([], lambda: reply)
         else:
-            work = self._core.stepping(frame.buffer, frame.payload)
-        self._do(frame, work, lambda reply: self._copied(reply, self.env_ids, "step"), may_be_cancelled=True)
+            work = self._core.stepping(frame.buffer, frame.group, frame.payload)
+        answered = self._core.ids_of_group(frame.group)
+        self._do(frame, work, lambda reply: self._copied(reply, answered, "step"), may_be_cancelled=True)
 
     def _step_each(self, frame: Frame) -> None:
         request: StepEachRequest = frame.payload
@@ -191,6 +193,10 @@ class InProcessWorker:
         answered = self._core.answered_by(request)
         work = self._core.resetting(frame.buffer, request)
         self._do(frame, work, lambda reply: self._copied(reply, answered, "reset"), may_be_cancelled=True)
+
+    def _observe(self, frame: Frame) -> None:
+        work = self._core.observing(frame.buffer)
+        self._do(frame, work, lambda reply: self._copied(reply, self.env_ids, "observe"))
 
     def _close(self, frame: Frame) -> None:
         if self._async_lane is not None:

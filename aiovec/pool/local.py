@@ -41,7 +41,7 @@ class Worker(Protocol):
     def prepare(self, message: Any) -> Any:
         """Makes a message ready to be posted; raises what pickling it raises."""
 
-    def post(self, kind: int, seq: int, buffer: int, prepared: Any) -> None:
+    def post(self, kind: int, seq: int, buffer: int, prepared: Any, group: int = 0) -> None:
         """Sends a request; its reply bears the same `seq`."""
 
     def unpack(self, payload: Any) -> Any:
@@ -141,8 +141,11 @@ class LocalWorker:
             return b""
         return step_each.dumps(message) if type(message) is StepEachRequest else pickles.dumps_to_worker(message)
 
-    def post(self, kind: int, seq: int, buffer: int, prepared: bytes) -> None:
-        self._channel.write(pack_frame(kind, seq, buffer, prepared) if prepared else pack_header(kind, seq, buffer))
+    def post(self, kind: int, seq: int, buffer: int, prepared: bytes, group: int = 0) -> None:
+        if prepared:
+            self._channel.write(pack_frame(kind, seq, buffer, prepared, group))
+        else:
+            self._channel.write(pack_header(kind, seq, buffer, 0, group))
 
     def unpack(self, payload: memoryview | bytes) -> Any:
         return replies.loads(payload)

@@ -9,6 +9,7 @@ from aiovec.errors import EnvTimeoutError, WorkerDied
 from aiovec.exchange.replies import is_to_be_read_in_a_thread
 from aiovec.pool.answer import Answer
 from aiovec.pool.mended import Mended
+from aiovec.pool.ring import Lease
 
 __all__ = ["PendingCall"]
 
@@ -34,6 +35,8 @@ class PendingCall:
         is_dropped: Nobody will ask for the answer.
         began: When it was sent; seconds of `time.perf_counter`.
         is_together: Its workers answer by the tally: the last of them for all.
+        group: Of a step: which group of envs; see `exchange.groups`.
+        lease: Of a rollout, which sees to its calls itself: the memory that they write.
     """
 
     __slots__ = (
@@ -44,11 +47,13 @@ class PendingCall:
         "env_ids",
         "env_index",
         "future",
+        "group",
         "is_abandoned",
         "is_batch",
         "is_dropped",
         "is_sent",
         "is_together",
+        "lease",
         "mended",
         "missing",
         "payloads",
@@ -82,6 +87,8 @@ class PendingCall:
         self.is_abandoned: bool = self.is_sent
         self.is_dropped: bool = False
         self.is_together: bool = False
+        self.group: int = 0
+        self.lease: Lease | None = None
         self.began: float = 0.0
 
     def __repr__(self) -> str:

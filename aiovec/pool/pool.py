@@ -3,47 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
-from aiovec.errors import WorkerStartError
+from aiovec.errors import ClosedEnvironmentError, SlabMemoryError, WorkerStartError
 from aiovec.exchange.black_box import TIMES_PER_ROW, Doing
 from aiovec.exchange.frames import Frame, FrameKind
+from aiovec.exchange.groups import split_evenly
 from aiovec.exchange.messages import RebuildRequest
-from aiovec.exchange.slab import Geometry, Slab, create_memory_file
-from aiovec.exchange.tally import Tally
+from aiovec.exchange.slab import Geometry, Slab, Strip
+from aiovec.exchange.tally import NUM_TALLIES, Tally
 from aiovec.exchange.wanted import Wanted
 from aiovec.pool.calls import Calls, Workers
 from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.local import Death, LocalWorker
+from aiovec.pool.memory import SlabMemory
 from aiovec.pool.mending import Mending
 from aiovec.pool.process import WorkerProcess
 from aiovec.pool.restarts import Restarts
-from aiovec.pool.ring import HOME, Ring
+from aiovec.pool.ring import HOME, Lease, Ring, RolloutStrips
 from aiovec.pool.sent import Sent
 from aiovec.pool.slow_calls import log_slow_calls, stop_logging
-from aiovec.pool.threads import in_thread
 from aiovec.pool.watch import Watch, end_stuck
 from aiovec.statistics import PendingStatistics
 
-__all__ = ["Pool", "split_envs", "usable_cpus"]
+__all__ = ["Pool", "usable_cpus"]
+
+_log = logging.getLogger("aiovec")
+
+# Set to 1, memory that comes back from the user is overwritten.
+POISON_VARIABLE = "AIOVEC_POISON_BUFFERS"
+
+# So many batches are lent from the start: who steps holds one, while the next one is written.
+_LENT_AT_FIRST = 2
 
 
 def usable_cpus() -> int:
     """How many CPUs this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def split_envs(num_envs: int, num_workers: int) -> list[range]:
-    """The contiguous envs of each worker, as even as can be."""
-    share, rest = divmod(num_envs, num_workers)
-    bounds = [index * share + min(index, rest) for index in range(num_workers + 1)]
-    return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
 def _env_seconds(times: Sequence[float]) -> float:
@@ -79,11 +81,11 @@ class Pool:
         self._thread = threading.get_ident()
         self.workers: Workers = []
         self.shared: bool = shared_memory or num_workers == 0
-        self._env_ids = split_envs(num_envs, num_workers or 1)
+        self._env_ids = split_evenly(num_envs, num_workers or 1)
         self._num_workers = num_workers
         self._context = context
-        self._slab_fd = -1
-        self._tally: Tally | None = None
+        self._memory = SlabMemory(self.shared, self._announce)
+        self._tallies: list[Tally] = []
         self._wanted: Wanted | None = None
         self._start_timeout = start_timeout
         self._watch: Watch | None = None
@@ -93,10 +95,12 @@ class Pool:
         self._blueprints: list[tuple[Any, Any, Sequence[int]]] = []
         self._rebuilding: dict[int, asyncio.TimerHandle] = {}  # by the number of the request; ends what takes too long
         self._mapping: set[int] = set()
+        self._growing_ring: asyncio.Task[None] | None = None
         self.slow_call_seconds: float = 0.0
         self._past_env_seconds = 0.0  # of workers whose place another one has taken
         self.slab: Slab | None = None
         self.ring: Ring | None = None
+        self.rollout_strips: RolloutStrips | None = None
         mending = None if restarts is None else Mending(restarts, self.workers, self._replace)
         began = None if self._watch is None else self._look_for_stuck
         self.calls: Calls = Calls(loop, self.workers, num_envs, mending, self._replied_to_start, began)
@@ -114,9 +118,10 @@ class Pool:
             )
             return
         try:
-            self._tally = Tally(self._num_workers)
+            for _ in range(NUM_TALLIES):
+                self._tallies.append(Tally(self._num_workers))
             self._wanted = Wanted()
-            self._slab_fd = create_memory_file()
+            self._memory.open()
         except OSError as error:
             raise WorkerStartError(range(self._env_ids[-1].stop), error) from error
         for index in range(self._num_workers):
@@ -124,9 +129,9 @@ class Pool:
             await asyncio.sleep(0)
 
     def _start_worker(self, index: int) -> LocalWorker:
-        assert self._tally is not None  # noqa: S101
         assert self._wanted is not None  # noqa: S101
-        shared_fds = (self._slab_fd, self._tally.worker_fd, self._wanted.worker_fd)
+        tallies = [tally.worker_fd for tally in self._tallies]
+        shared_fds = (self._memory.fd, *tallies, self._wanted.worker_fd)
         env_ids, look_again = self._env_ids[index], self._num_workers <= usable_cpus()
         try:
             process = WorkerProcess(self._context, len(env_ids), shared_fds, look_again, f"aiovec-worker-{index}")
@@ -176,6 +181,8 @@ class Pool:
         worker.post(FrameKind.REBUILD, seq, HOME, request)
         self._mapping.add(map_seq)
         worker.post(FrameKind.MAP, map_seq, HOME, mapping)
+        for strip in self._memory.strips if self.shared else ():
+            self._post_strip(worker, strip)
 
     def _rebuilds_too_long(self, seq: int, worker: LocalWorker) -> None:
         if self._rebuilding.pop(seq, None) is not None and worker.alive:
@@ -192,21 +199,85 @@ class Pool:
         if self._watch is not None:
             self._watch.begin(self.workers, self.calls.pending)
 
-    async def map_slab(self, geometry: Geometry, lend: bool) -> None:
-        """Reserves the memory, now that its size is known."""
-        if self.shared and self._slab_fd >= 0:
-            self.slab = await in_thread(Slab.allocate, geometry, self._slab_fd)
-        else:
-            self.slab = Slab.private(geometry)
-        self.ring = Ring(self.slab, lend)
-        areas = [self.slab.reply_area(index) for index in range(geometry.num_workers)]
+    async def map_slab(self, geometry: Geometry) -> None:
+        """Reserves what is there from the start, now that its size is known.
+
+        Raises:
+            SlabMemoryError: The system has not that much.
+        """
+        self.slab = await self._memory.allocate(geometry)
+
+    async def open_calls(self, max_batches: int, max_rollouts: int) -> None:
+        """The workers have mapped it: from here on batches may be asked for.
+
+        Args:
+            max_batches: How many are lent at most; 0: they are copied.
+            max_rollouts: The same of rollouts.
+
+        Raises:
+            SlabMemoryError: The system has not as much as is lent from the start.
+        """
+        slab = self.slab
+        assert slab is not None  # noqa: S101
+        poisons = os.environ.get(POISON_VARIABLE, "") not in ("", "0")
+        self.ring = Ring(slab, max_batches, self._grow_ring, poisons)
+        self.rollout_strips = RolloutStrips(slab, max_rollouts, poisons)
+        for _ in range(min(max_batches, _LENT_AT_FIRST)):
+            await self._memory.grow(1, 0)
+        num_workers = slab.geometry.num_workers
+        areas = [[slab.reply_area(index, tally) for tally in range(NUM_TALLIES)] for index in range(num_workers)]
         sent = None
         if areas:
             assert self._wanted is not None  # noqa: S101
-            sent = Sent(self.slab.answer_slots(), self._wanted, geometry.num_envs)
+            sent = Sent(slab.answer_slots(), self._wanted, slab.geometry.num_envs)
         # One worker has nobody to wait for.
-        self.calls.open(self.ring, areas, self._tally if len(areas) > 1 else None, sent)
+        self.calls.open(self.ring, areas, self._tallies if num_workers > 1 else [], sent)
         log_slow_calls(self)
+
+    async def lease(self, num_steps: int) -> Lease:
+        """Memory for a rollout of so many steps.
+
+        Raises:
+            SlabMemoryError: There is none.
+            ClosedEnvironmentError: The vector was closed meanwhile.
+        """
+        while self.rollout_strips is not None:
+            lease = self.rollout_strips.take(num_steps)
+            if lease is not None:
+                return lease
+            await self._memory.grow(num_steps + 1, num_steps)
+        raise ClosedEnvironmentError("rollout()")
+
+    def _grow_ring(self) -> None:
+        """All buffers are lent: one more, while the calls go on with copies."""
+
+        async def grow() -> None:
+            try:
+                await self._memory.grow(1, 0)
+            except SlabMemoryError as error:
+                _log.warning("large batches are copied from now on: %s", str(error))  # not what it holds
+                if self.ring is not None:
+                    self.ring.give_up_growing()
+
+        task = self._growing_ring = self.loop.create_task(grow(), name="aiovec ring grows")
+        task.add_done_callback(lambda _: setattr(self, "_growing_ring", None))
+
+    def _announce(self, strip: Strip) -> None:
+        """There is another strip."""
+        for worker in self.workers if self.shared else ():
+            if worker.alive and isinstance(worker, LocalWorker):
+                self._post_strip(worker, strip)
+        if strip.num_actions:
+            assert self.rollout_strips is not None  # noqa: S101
+            self.rollout_strips.add(strip)
+        else:
+            assert self.ring is not None  # noqa: S101
+            self.ring.add(strip.first)
+
+    def _post_strip(self, worker: LocalWorker, strip: Strip) -> None:
+        seq = self.calls.next_seq()
+        self._mapping.add(seq)  # one that has no room for it ends
+        worker.post(FrameKind.GROW, seq, HOME, worker.prepare(strip))
 
     def _in_process_slab(self, _geometry: Geometry) -> Slab:
         assert self.slab is not None  # noqa: S101
@@ -301,27 +372,24 @@ class Pool:
                 worker.terminate()
         self._release()
 
-    def _close_slab_file(self) -> None:
-        if self._slab_fd >= 0:
-            os.close(self._slab_fd)
-            self._slab_fd = -1
-
     def _close_pipes(self) -> None:
-        if self._tally is not None:
-            self._tally.close()
-            self._tally = None
+        for tally in self._tallies:
+            tally.close()
+        self._tallies.clear()
         if self._wanted is not None:
             self._wanted.close()
             self._wanted = None
 
     def _release(self) -> None:
         stop_logging(self)
-        self._close_slab_file()
+        self._memory.close()
+        if self._growing_ring is not None and not self.loop.is_closed():
+            self._growing_ring.cancel()
         if self._watch is not None:
             self._watch.end()
         for deadline in self._rebuilding.values():
             deadline.cancel()
         self._rebuilding.clear()
-        self.slab = self.ring = None
+        self.slab = self.ring = self.rollout_strips = None
         self.calls.close()
         self._close_pipes()  # behind those who read them

@@ -174,15 +174,11 @@ async def _travelling(plan: StartPlan) -> tuple[Any, ...]:
 async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> Mapping[int, Any]:
     observations = Layout(spaces.single_observation_space)
     num_envs = len(plan.env_fns)
-    nbytes = observations.nbytes(num_envs)
-    lend = plan.copy is None and pool.shared and nbytes >= LENT_FROM_NBYTES
-    num_buffers = plan.max_buffers if lend else 1
     num_workers = plan.num_workers if pool.shared else 0
-    geometry = Geometry(num_envs, num_buffers, observations, Layout(spaces.single_action_space), num_workers)
-    await pool.map_slab(geometry, lend)
+    await pool.map_slab(Geometry(num_envs, observations, Layout(spaces.single_action_space), num_workers))
     both_spaces = (spaces.single_observation_space, spaces.single_action_space)
     messages = {
-        worker.index: MapRequest(num_envs, num_buffers, *both_spaces, num_workers, worker.index, pool.shared)
+        worker.index: MapRequest(num_envs, *both_spaces, num_workers, worker.index, pool.shared)
         for worker in pool.workers
     }
     maps = pool.calls.prepare(messages)
@@ -191,4 +187,7 @@ async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> Mapping[int
         if refused is not None:
             raise as_one_exception("map", refused.failures[:1])
     pool.calls.done(mapping)
+    lends = plan.copy is None
+    is_large = pool.shared and observations.nbytes(num_envs) >= LENT_FROM_NBYTES
+    await pool.open_calls(plan.max_buffers if lends and is_large else 0, plan.max_buffers if lends else 0)
     return maps

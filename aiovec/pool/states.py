@@ -146,6 +146,24 @@ class EnvStates:
         self._states[env_index] = _AWAITED
         self._callers[env_index] = seq
 
+    def begin_part(self, seq: int, env_ids: Sequence[int]) -> None:
+        """These envs, as far as they are idle, → awaited."""
+        self._spread()
+        self._all_idle, self._caller_of_all = False, 0
+        ids = np.array(env_ids)
+        ids = ids[self._states[ids] == _IDLE]
+        self._states[ids] = _AWAITED
+        self._callers[ids] = seq
+
+    def hand_over(self, seq: int, env_ids: Sequence[int]) -> int:
+        """These envs are awaited by another call from now on; returns the number of the one that they were awaited by."""
+        self._spread()
+        self._all_idle = False
+        caller, self._caller_of_all = self._caller_of_all or int(self._callers[env_ids[0]]), 0
+        ids = np.array(env_ids)
+        self._callers[ids[self._states[ids] == _AWAITED]] = seq
+        return caller
+
     def settle_one(self, seq: int, env_index: int, has_ended: bool, waits_for_reset: bool) -> None:
         """The answer of an env that was stepped by itself was taken: awaited → idle, or broken where nobody resets it.
 

@@ -1,6 +1,6 @@
 """How long envs take: written into shared memory, where the parent reads it when it is asked for `statistics()`.
 
-Where envs take turns in one thread, a step is timed as a whole, and every 64th one env by env: two looks at the clock
+Where envs take turns in one thread, a step is timed as a whole, and every 61st one env by env: two looks at the clock
 for each env are 2 % of a CartPole.
 """
 
@@ -14,7 +14,7 @@ from aiovec.exchange.black_box import TIMES_PER_ROW
 
 __all__ = ["StepClock"]
 
-_TIMED_STEPS = 64  # one of so many
+_TIMED_STEPS = 61  # one of so many: a prime, so that it is not always the turn of the same group of envs
 
 
 class StepClock:
@@ -32,12 +32,16 @@ class StepClock:
         """All envs took so long for a step, one after the other."""
         self._times[0] += seconds
 
-    def calls(self, calls: Sequence[Callable[[Any], Any]]) -> Sequence[Callable[[Any], Any]]:
-        """What a step calls, one an env; timed, if it is this one's turn."""
+    def calls(
+        self, calls: Sequence[Callable[[Any], Any]], group: range | None = None
+    ) -> Sequence[Callable[[Any], Any]]:
+        """What a step of all, or of these rows, calls, one an env; timed, if it is this one's turn."""
         self._num_batches += 1
+        if group is not None:
+            calls = calls[group.start : group.stop]
         if self._num_batches % _TIMED_STEPS != 1:
             return calls
-        return [self._timed(row, call) for row, call in enumerate(calls)]
+        return [self._timed(row, call) for row, call in enumerate(calls, 0 if group is None else group.start)]
 
     def _timed(self, row: int, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def timed(action: Any) -> Any:

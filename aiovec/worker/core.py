@@ -7,9 +7,10 @@ The same object serves behind a socket in a process of its own, and in the paren
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiovec.exchange.actions import ActionReader
+from aiovec.exchange.groups import EVERY_ENV, rows_of_group
 from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import (
     BatchReply,
@@ -21,7 +22,7 @@ from aiovec.exchange.messages import (
     ResetRequest,
     SetAttrRequest,
 )
-from aiovec.exchange.slab import Geometry, Slab
+from aiovec.exchange.slab import Geometry, Slab, Strip
 from aiovec.exchange.step_each import StepEachRequest
 from aiovec.worker.clock import StepClock
 from aiovec.worker.host import Capture, EnvHost, Work
@@ -29,6 +30,16 @@ from aiovec.worker.rows import RowWriter
 from aiovec.worker.turns import Doing
 
 __all__ = ["WorkerCore"]
+
+_HOME = 0
+
+
+class _Place(NamedTuple):
+    """What a request is about: some rows, where their actions are, and where they write."""
+
+    group: range | None  # all rows
+    actions: ActionReader
+    writer: RowWriter
 
 
 class WorkerCore:
@@ -48,10 +59,9 @@ class WorkerCore:
         self._make_slab = slab
         self._host: EnvHost | None = None
         self._slab: Slab | None = None
+        self._shared = True
         self._rows = slice(0, 0)
-        self._writers: dict[int, RowWriter] = {}
-        self._observations: Layout | None = None
-        self._actions: ActionReader | None = None
+        self._places: dict[tuple[int, int], _Place] = {}  # by buffer and group, as they are first asked for
 
     @property
     def host(self) -> EnvHost:
@@ -80,40 +90,47 @@ class WorkerCore:
         """Maps the slab and prepares the views that every step uses."""
         observations, actions = Layout(request.observation_space), Layout(request.action_space)
         ids = self.host.env_ids
-        self._observations = observations
+        self._shared = request.shared
         if request.shared:
-            geometry = Geometry(request.num_envs, request.num_buffers, observations, actions, request.num_workers)
+            geometry = Geometry(request.num_envs, observations, actions, request.num_workers)
             self._slab, self._rows = self._make_slab(geometry), slice(ids.start, ids.stop)
         else:
-            self._slab = Slab.private(Geometry(len(ids), request.num_buffers, observations, actions))
+            self._slab = Slab.private(Geometry(len(ids), observations, actions))
             self._rows = slice(0, len(ids))
-        self._actions = ActionReader(actions, [array[self._rows] for array in self._slab.action_arrays()])
-        self._writers.clear()
+        self._places.clear()
         self.host.set_dynamic_columns(_dynamic_columns(observations) if observations.dynamic else None)
         return self._slab
 
-    def step(self, buffer: int, actions: Sequence[Any] | None) -> BatchReply | None:
-        """Steps every env, with actions from the slab unless they are given, in this thread."""
-        assert self._actions is not None  # noqa: S101
-        return self.host.step(self._actions.rows() if actions is None else actions, self._writer(buffer))
+    def grow(self, strip: Strip, fd: int) -> None:
+        """Maps another strip of the slab."""
+        assert self._slab is not None  # noqa: S101
+        self._slab.attach_strip(strip, fd)
 
-    def stepping(self, buffer: int, actions: Sequence[Any] | None) -> Work[BatchReply | None]:
+    def step(self, buffer: int, group: int, actions: Sequence[Any] | None) -> BatchReply | None:
+        """Steps every env, or those of a group, with actions from the slab unless they are given, in this thread."""
+        rows, reader, writer = self._places.get((buffer, group)) or self._place(buffer, group)
+        return self.host.step(reader.rows() if actions is None else actions, writer, rows)
+
+    def stepping(self, buffer: int, group: int, actions: Sequence[Any] | None) -> Work[BatchReply | None]:
         """The same, of envs that do not wait for each other."""
-        assert self._actions is not None  # noqa: S101
-        return self.host.stepping(self._actions.rows() if actions is None else actions, self._writer(buffer))
+        rows, reader, writer = self._place(buffer, group)
+        return self.host.stepping(reader.rows() if actions is None else actions, writer, rows)
 
     def actions_of(self, request: StepEachRequest) -> Sequence[Any]:
         """The actions of a request, from the slab unless they are given."""
-        assert self._actions is not None  # noqa: S101
-        return self._actions.rows_of(request.rows) if request.actions is None else request.actions
+        return self._place(_HOME).actions.rows_of(request.rows) if request.actions is None else request.actions
 
     def stepping_one(self, buffer: int, row: int, action: Any, autoreset: bool) -> Work[BatchReply | None]:
         """Steps one env."""
-        return self.host.stepping_one(row, action, self._writer(buffer), autoreset)
+        return self.host.stepping_one(row, action, self._place(buffer).writer, autoreset)
 
     def resetting(self, buffer: int, request: ResetRequest) -> Work[BatchReply | None]:
         """Resets some envs."""
-        return self.host.resetting(request, self._writer(buffer))
+        return self.host.resetting(request, self._place(buffer).writer)
+
+    def observing(self, buffer: int) -> Work[BatchReply | None]:
+        """Writes the last observations again."""
+        return self.host.observing(self._place(buffer).writer)
 
     def calling(self, request: CallRequest) -> Work[CallReply]:
         """Calls a method of some envs."""
@@ -125,13 +142,20 @@ class WorkerCore:
 
     def closing(self) -> Work[CallReply]:
         """Closes the envs that were built."""
-        self._slab = self._actions = None
-        self._writers.clear()
+        self._slab = None
+        self._places.clear()
         return self._host.closing() if self._host is not None else Work([], lambda: CallReply([], []))
 
     def answered_by(self, request: ResetRequest) -> Sequence[int]:
         """The envs that the answer to a reset is about."""
         return self.env_ids if request.whole_batch or request.rows is None else self.ids_of(request.rows)
+
+    def ids_of_group(self, group: int) -> Sequence[int]:
+        """The envs of a group, or all."""
+        if group == EVERY_ENV:
+            return self.env_ids
+        rows = rows_of_group(group, len(self.env_ids))
+        return self.env_ids[rows.start : rows.stop]
 
     def ids_of(self, rows: Sequence[int] | None) -> Sequence[int]:
         """The envs of some rows, or of all."""
@@ -140,16 +164,23 @@ class WorkerCore:
     def rows(self, buffer: int, env_ids: Sequence[int]) -> list[Any]:
         """The rows of some envs of a buffer, to be sent where no memory is shared."""
         rows = [env_index - self.env_ids.start for env_index in env_ids]
-        return [array[rows] for array in self._writer(buffer).arrays()]
+        return [array[rows] for array in self._place(buffer).writer.arrays()]
 
-    def _writer(self, buffer: int) -> RowWriter:
-        writer = self._writers.get(buffer)
-        if writer is None:
-            assert self._slab is not None  # noqa: S101
-            assert self._observations is not None  # noqa: S101
-            rows = self._slab.buffer(buffer).rows(self._rows)
-            writer = self._writers[buffer] = RowWriter(self._observations, rows, self.host.env_ids)
-        return writer
+    def _place(self, buffer: int, group: int = EVERY_ENV) -> _Place:
+        place = self._places.get((buffer, group))
+        if place is None:
+            place = self._places[buffer, group] = self._new_place(buffer, group)
+        return place
+
+    def _new_place(self, buffer: int, group: int) -> _Place:
+        assert self._slab is not None  # noqa: S101
+        buffer = buffer if self._shared else _HOME  # the rows are sent, and the parent knows where they go
+        geometry, env_ids = self._slab.geometry, self.host.env_ids
+        rows = rows_of_group(group, len(env_ids))
+        own = slice(self._rows.start + rows.start, self._rows.start + rows.stop)
+        reader = ActionReader(geometry.actions, [array[own] for array in self._slab.actions_for(buffer)])
+        writer = RowWriter(geometry.observations, self._slab.buffer(buffer).rows(self._rows), env_ids, rows)
+        return _Place(None if group == EVERY_ENV else rows, reader, writer)
 
 
 def _dynamic_columns(layout: Layout) -> Callable[[Sequence[Any]], list[list[Any]]]:

@@ -36,7 +36,7 @@ THREAD_LIMITS = (
 
 def run_interpreter() -> None:
     """The whole life of a worker that is a fresh interpreter; its arguments are numbers in ``sys.argv``."""
-    connection_fd, lifeline_fd, *shared_fds, parent_pid, look_again = map(int, sys.argv[1:9])
+    connection_fd, lifeline_fd, *shared_fds, parent_pid, look_again = map(int, sys.argv[1:10])
     with socket.socket(fileno=os.dup(connection_fd)) as connection:
         connection.setblocking(True)
         path = _receive(connection, int.from_bytes(_receive(connection, 4), "little")).decode().split("\0")
@@ -55,7 +55,7 @@ def run_forked(fds: tuple[int, ...], parent_pid: int, look_again: bool, foreign_
     """The whole life of a worker that `multiprocessing` started.
 
     Args:
-        fds: Connection, lifeline, slab, tally, wanted, black box, stdout, stderr.
+        fds: Connection, lifeline, what is shared (see `worker.serve.SharedFiles`), stdout, stderr.
         parent_pid: The process to end with.
         look_again: See `aiovec.worker.serve`.
         foreign_fds: What a fork copied of the parent's ends, this worker's and others': kept open here, they

@@ -108,6 +108,12 @@ class Envs:
 
     # ---- stepped
 
+    def count_turns(self, group: range) -> None:
+        """Some were stepped together; all at once, `num_steps` says it."""
+        if self._max_restarts is not None:
+            for row in group:
+                self._turns[row] += 1
+
     def stepping(self, row: int, action: Any, writer: RowWriter, autoreset: bool, outcome: Outcome) -> Turn[None]:
         """Steps an env by itself, and writes its row.
 

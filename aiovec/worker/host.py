@@ -140,12 +140,13 @@ class EnvHost:
 
     # ---- step
 
-    def step(self, actions: Iterable[Any], writer: RowWriter) -> BatchReply | None:
+    def step(self, actions: Iterable[Any], writer: RowWriter, group: range | None = None) -> BatchReply | None:
         """Steps every env and writes its row: the path of envs that take turns in this thread.
 
         Args:
             actions: One an env.
             writer: Of the buffer that this call writes.
+            group: The rows of these envs, if not all.
 
         Returns:
             What there is to say beside the rows, or `None`.
@@ -155,10 +156,15 @@ class EnvHost:
         infos: list[tuple[int, dict[str, Any]]] = []
         errors: dict[int, BaseException] = {}
         doing, row, transition = self._doing, 0, _PENDING
-        self.rows.num_steps += 1
         doing[1] += 1
-        calls = self._clock.calls(self.rows.calls)
-        turns = zip(range(len(observations)), calls, actions, strict=False)  # the parent counted the actions
+        if group is None:
+            self.rows.num_steps += 1
+            rows: Sequence[int] = range(len(observations))
+            calls = self._clock.calls(self.rows.calls)
+        else:
+            self.rows.count_turns(group)
+            rows, calls = group, self._clock.calls(self.rows.calls, group)
+        turns = zip(rows, calls, actions, strict=False)  # the parent counted the actions
         began = time.perf_counter()
         while True:
             try:
@@ -175,6 +181,10 @@ class EnvHost:
                 rewards[row], terminations[row], truncations[row] = 0.0, False, False
         doing[0] = IDLE
         self._clock.batch(time.perf_counter() - began)
+        if group is not None:
+            own = slice(group.start, group.stop)
+            observations = observations[own]
+            rewards, terminations, truncations = rewards[own], terminations[own], truncations[own]
         errors.update(writer.write_outcomes(rewards, terminations, truncations))
         ended = writer.ended() if self._autoresets else ()
         if ended and self._resets_next:  # there is nothing to say of it
@@ -189,12 +199,13 @@ class EnvHost:
         outcome = Outcome(infos, errors)
         if ended:
             self._reset_at_once(ended, outcome)
+        last = self.rows.observations  # some of them are those of a reset now
         if errors:
-            good = [row for row in range(len(observations)) if row not in errors]
-            errors.update(writer.write_some(good, [observations[row] for row in good]))
+            good = [row for row in rows if row not in errors]
+            errors.update(writer.write_some(good, [last[row] for row in good]))
         else:
-            errors.update(writer.write_observations(observations))
-        return self._whole_reply(outcome, "step")
+            errors.update(writer.write_observations([last[row] for row in rows]))
+        return self._whole_reply(outcome, "step") if group is None else self._part_reply(group, outcome, "step")
 
     def _reset_at_once(self, ended: Sequence[int], outcome: Outcome) -> None:
         """With `SAME_STEP`: resets the rows whose episode ended with this step."""
@@ -218,13 +229,18 @@ class EnvHost:
         observation, info = self.rows.reset_at_once(row, self._doing, self._clock)
         return observation, 0.0, False, False, info
 
-    def stepping(self, actions: Iterable[Any], writer: RowWriter) -> Work[BatchReply | None]:
-        """Steps every env and writes its row: the path of envs that do not wait for each other."""
+    def stepping(
+        self, actions: Iterable[Any], writer: RowWriter, group: range | None = None
+    ) -> Work[BatchReply | None]:
+        """Steps every env, or these, and writes its row: the path of envs that do not wait for each other."""
         outcome = Outcome()
+        rows = range(len(self.env_ids)) if group is None else group
         turns = [
             (row, self._in_batch(row, self.rows.stepping(row, action, writer, True, outcome), writer, outcome))
-            for row, action in enumerate(actions)
+            for row, action in zip(rows, actions, strict=False)
         ]
+        if group is not None:
+            return Work(turns, lambda: self._part_reply(group, outcome, "step"))
         return Work(turns, lambda: self._whole_reply(outcome, "step"))
 
     def _in_batch(self, row: int, turn: Turn[None], writer: RowWriter, outcome: Outcome) -> Turn[None]:
@@ -261,6 +277,24 @@ class EnvHost:
 
         return Work(turns, reply)
 
+    # ---- observe
+
+    def observing(self, writer: RowWriter) -> Work[BatchReply | None]:
+        """Writes the last observations again; the next autoresets are flagged as terminations.
+
+        An env that has no observation, since it was built anew, writes none.
+        """
+
+        def reply() -> BatchReply | None:
+            rows, last = self.rows, self.rows.observations
+            known = [row for row, observation in enumerate(last) if observation is not None]
+            for row in range(len(last)):
+                writer.set_outcome(row, 0.0, rows.calls[row] is rows.autoresets[row], False)
+            writer.write_some(known, [last[row] for row in known])  # what was wrong then was told then
+            return BatchReply({}, self._dynamic_columns(last)) if self._has_dynamic_leaves else None
+
+        return Work([], reply)
+
     # ---- answers
 
     def _whole_reply(self, outcome: Outcome, command: str) -> BatchReply | None:
@@ -282,8 +316,9 @@ class EnvHost:
         if not (outcome.infos or outcome.entries or outcome.errors or self._has_dynamic_leaves):
             return None
         outcome.infos.sort(key=operator.itemgetter(0))
-        if len(rows) == len(outcome.infos) == 1 and not (outcome.entries or outcome.errors or self._has_dynamic_leaves):
-            packed = packed_infos.pack_one(outcome.infos[0][1])
+        if len(rows) == len(outcome.infos) and not (outcome.entries or outcome.errors or self._has_dynamic_leaves):
+            infos = [info for _, info in outcome.infos]
+            packed = packed_infos.pack_one(infos[0]) if len(infos) == 1 else packed_infos.pack(infos)
             if packed is not None:
                 return BatchReply(packed)
         given = [None if row in outcome.errors else self.rows.observations[row] for row in rows]

@@ -6,6 +6,7 @@ row looked at, to name the env, the leaf and both shapes, and to keep the rows o
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -27,26 +28,31 @@ class RowWriter:
         layout: Of one env's observation.
         rows: The worker's rows.
         env_ids: The envs they belong to.
+        group: Those that whole columns are about, if not all.
     """
 
-    def __init__(self, layout: Layout, rows: Buffer, env_ids: range) -> None:
+    def __init__(self, layout: Layout, rows: Buffer, env_ids: range, group: range | None = None) -> None:
+        group = range(len(env_ids)) if group is None else group
         self._layout = layout
         self._rows = rows
         self._env_ids = env_ids
-        self._columns = [_Column(leaf, array) for leaf, array in zip(layout.fixed, rows.observations, strict=True)]
-        count = len(env_ids)
-        self._pack_floats: Any = struct.Struct(f"{count}d").pack_into
-        self._pack_flags: Any = struct.Struct(f"{count}?").pack_into
+        self._group = group
+        own = self._own = rows.rows(slice(group.start, group.stop))
+        self._columns = [
+            _Column(leaf, array, of_group)
+            for leaf, array, of_group in zip(layout.fixed, rows.observations, own.observations, strict=True)
+        ]
+        self._pack_floats, self._pack_flags = _packers(len(group))
 
     def write_observations(self, observations: Sequence[Any]) -> dict[int, InvalidEnvResultError]:
-        """Writes one observation a row; the wrong ones are returned by row, and their rows hold nothing."""
+        """Writes one observation a row of the group; the wrong ones are returned by row, and their rows hold nothing."""
         try:
             for column in self._columns:
                 column.write(column.leaf.column(observations))
             for leaf in self._layout.dynamic:
                 leaf.column(observations)  # it has a value in every observation
         except (ValueError, TypeError, KeyError, IndexError):
-            return self.write_some(range(len(observations)), observations)
+            return self.write_some(self._group, observations)
         return {}
 
     def write_some(self, rows: Sequence[int], observations: Sequence[Any]) -> dict[int, InvalidEnvResultError]:
@@ -67,11 +73,11 @@ class RowWriter:
     def write_outcomes(
         self, rewards: Sequence[Any], terminations: Sequence[Any], truncations: Sequence[Any]
     ) -> dict[int, InvalidEnvResultError]:
-        """Writes the other three columns; the wrong ones are returned by row."""
+        """Writes the other three columns of the group; the wrong ones are returned by row."""
         try:
-            self._pack_floats(self._rows.rewards, 0, *rewards)
-            self._pack_flags(self._rows.terminations, 0, *terminations)
-            self._pack_flags(self._rows.truncations, 0, *truncations)
+            self._pack_floats(self._own.rewards, 0, *rewards)
+            self._pack_flags(self._own.terminations, 0, *terminations)
+            self._pack_flags(self._own.truncations, 0, *truncations)
         except (struct.error, TypeError, ValueError):
             return self._write_outcomes_by_row(rewards, terminations, truncations)
         return {}
@@ -108,7 +114,7 @@ class RowWriter:
         self, rewards: Sequence[Any], terminations: Sequence[Any], truncations: Sequence[Any]
     ) -> dict[int, InvalidEnvResultError]:
         errors: dict[int, InvalidEnvResultError] = {}
-        for row, outcome in enumerate(zip(rewards, terminations, truncations, strict=True)):
+        for row, *outcome in zip(self._group, rewards, terminations, truncations, strict=True):
             try:
                 self.set_outcome(row, *outcome)
             except InvalidEnvResultError as error:
@@ -116,16 +122,16 @@ class RowWriter:
         return errors
 
     def ended(self) -> Sequence[int]:
-        """The rows whose last written outcome ends an episode."""
-        both = (self._rows.terminations.tobytes(), self._rows.truncations.tobytes())
+        """The rows of the group whose last written outcome ends an episode."""
+        both = (self._own.terminations.tobytes(), self._own.truncations.tobytes())
         if not (1 in both[0] or 1 in both[1]):
             return ()
         rows: set[int] = set()
         for flags in both:
-            row = flags.find(1)
-            while row >= 0:
-                rows.add(row)
-                row = flags.find(1, row + 1)
+            place = flags.find(1)
+            while place >= 0:
+                rows.add(self._group[place])
+                place = flags.find(1, place + 1)
         return sorted(rows)
 
     def arrays(self) -> list[npt.NDArray[Any]]:
@@ -133,15 +139,22 @@ class RowWriter:
         return self._rows.arrays()
 
 
-class _Column:
-    """One leaf of all rows."""
+@functools.cache
+def _packers(count: int) -> tuple[Any, Any]:
+    """Functions that write so many numbers, and so many flags, into memory."""
+    return struct.Struct(f"{count}d").pack_into, struct.Struct(f"{count}?").pack_into
 
-    def __init__(self, leaf: Leaf, rows: npt.NDArray[Any]) -> None:
+
+class _Column:
+    """One leaf of all rows; whole columns are written to those of the group."""
+
+    def __init__(self, leaf: Leaf, rows: npt.NDArray[Any], group: npt.NDArray[Any]) -> None:
         self.leaf = leaf
         self.rows = rows
-        self._count = len(rows)
+        self._group = group
+        self._count = len(group)
         # The rows end to end: joining observations along their first axis is the cheapest way to write many.
-        self._joined = rows.reshape(len(rows) * leaf.shape[0], *leaf.shape[1:]) if leaf.shape else None
+        self._joined = group.reshape(len(group) * leaf.shape[0], *leaf.shape[1:]) if leaf.shape else None
 
     def write(self, values: Sequence[Any]) -> None:
         """Raises `ValueError` or `TypeError` if any value does not fit; rows may then be half written."""
@@ -155,9 +168,9 @@ class _Column:
 
     def _write_scalars(self, values: Sequence[Any]) -> None:
         array = np.array(values)
-        if array.shape != self.rows.shape or not np.can_cast(array.dtype, self.leaf.dtype, "same_kind"):
+        if array.shape != self._group.shape or not np.can_cast(array.dtype, self.leaf.dtype, "same_kind"):
             raise ValueError
-        self.rows[...] = array
+        self._group[...] = array
 
 
 def _value(leaf: Leaf, observation: Any, env_index: int) -> Any:

@@ -25,6 +25,7 @@ from aiovec.exchange.answer_slots import AnswerSlots
 from aiovec.exchange.black_box import open_black_box
 from aiovec.exchange.failures import FailureRecord, capture
 from aiovec.exchange.frames import Frame, FrameKind, FrameReader, pack_frame, pack_header
+from aiovec.exchange.groups import index_in
 from aiovec.exchange.messages import (
     BatchReply,
     BuildReply,
@@ -37,7 +38,7 @@ from aiovec.exchange.messages import (
 )
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.slab import Geometry, Slab
-from aiovec.exchange.tally import take_last
+from aiovec.exchange.tally import NUM_TALLIES, take_last
 from aiovec.exchange.wanted import take_wanted
 from aiovec.worker.clock import StepClock
 from aiovec.worker.core import WorkerCore
@@ -66,12 +67,14 @@ class SharedFiles(NamedTuple):
     Attributes:
         slab: The memory, empty until the first `MAP`.
         tally: See `aiovec.exchange.tally`.
+        second_tally: Of the second group of envs, where they are stepped in groups.
         wanted: See `aiovec.exchange.wanted`.
         black_box: See `aiovec.exchange.black_box`.
     """
 
     slab: int
     tally: int
+    second_tally: int
     wanted: int
     black_box: int
 
@@ -97,7 +100,7 @@ class _Server:
         self._black_box = open_black_box(files.black_box)
         self._clock = StepClock(self._black_box.times)
         self._core = WorkerCore(self._capture, self._attach, self._black_box.doing(0), self._clock)
-        self._reply_area: ReplyArea | None = None
+        self._reply_areas: list[ReplyArea] = []  # one for each tally
         self._answer_slots: AnswerSlots | None = None
         self._lanes: Lanes | None = None  # without any, all is done in this thread
         self._loop: asyncio.AbstractEventLoop | None = None  # of async envs
@@ -118,6 +121,8 @@ class _Server:
             FrameKind.BUILD: self._build,
             FrameKind.REBUILD: self._rebuild,
             FrameKind.MAP: self._map,
+            FrameKind.GROW: self._grow,
+            FrameKind.OBSERVE: self._observe,
             FrameKind.ECHO: self._echo,
             FrameKind.CLOSE: self._close,
         }
@@ -205,7 +210,7 @@ class _Server:
         except ConnectionError:
             raise
         except Exception as exception:  # noqa: BLE001  a request that cannot be unpickled here, above all
-            self._refuse(frame, exception, self._core.env_ids)
+            self._refuse(frame, exception, self._core.ids_of_group(frame.group))
 
     def _do(
         self, frame: Frame, work: Work[_Reply], answer: Callable[[_Reply], None], may_be_cancelled: bool = False
@@ -223,7 +228,7 @@ class _Server:
         except ConnectionError:
             pass  # the parent is gone, and ends us
         except Exception as exception:  # noqa: BLE001  what an env gave has surprised us
-            self._refuse(frame, exception, self._core.env_ids)
+            self._refuse(frame, exception, self._core.ids_of_group(frame.group))
 
     # ---- answers
 
@@ -234,12 +239,12 @@ class _Server:
     def _answer(self, seq: int, reply: bytes | None) -> None:
         self._send(pack_header(FrameKind.REPLY, seq) if not reply else pack_frame(FrameKind.REPLY, seq, 0, reply))
 
-    def _answer_together(self, seq: int, reply: bytes) -> None:
-        assert self._reply_area is not None  # noqa: S101  mapped before the first step
-        if not self._reply_area.leave(seq, reply):
+    def _answer_together(self, frame: Frame, reply: bytes) -> None:
+        seq, index = frame.seq, index_in(frame.group)
+        if not self._reply_areas[index].leave(seq, reply):
             self._send(pack_frame(FrameKind.REPLY, seq, 0, reply))
         # Behind the reply: whoever hears that all are done must find the replies of all.
-        if take_last(self._files.tally):
+        if take_last(self._files.second_tally if index else self._files.tally):
             self._send(pack_header(_ALL_DONE, seq))
 
     def _answer_sent(self, frame: Frame, env_index: int, reply: BatchReply | None) -> None:
@@ -251,11 +256,17 @@ class _Server:
         elif take_wanted(self._files.wanted):  # behind the answer: who is woken must find it
             self._send(pack_header(FrameKind.AWAKE, frame.seq))
 
-    def _answer_batch(self, frame: Frame, reply: BatchReply | None, answered: Sequence[int], command: str) -> None:
-        """Answers a step or a reset of these envs."""
-        data = b"" if reply is None and self._shared else self._dumped(frame, reply, answered, command)
+    def _answer_batch(
+        self, frame: Frame, reply: BatchReply | None, answered: Sequence[int] | None, command: str
+    ) -> None:
+        """Answers a step or a reset of these envs; those of the frame's group, if none are named."""
+        if reply is None and self._shared:
+            data = b""
+        else:
+            env_ids = self._core.ids_of_group(frame.group) if answered is None else answered
+            data = self._dumped(frame, reply, env_ids, command)
         if frame.kind == _STEP_TOGETHER:
-            self._answer_together(frame.seq, data)
+            self._answer_together(frame, data)
         else:
             self._answer(frame.seq, data)
 
@@ -273,7 +284,7 @@ class _Server:
         """Answers a request that failed as a whole: these envs failed in it."""
         data = self._refusal(frame, exception, env_ids)
         if frame.kind == _STEP_TOGETHER:
-            self._answer_together(frame.seq, data)
+            self._answer_together(frame, data)
         else:
             self._answer(frame.seq, data)
 
@@ -283,7 +294,7 @@ class _Server:
         failures = [self._capture(exception, env_index, command) for env_index in env_ids]
         if frame.kind == FrameKind.BUILD:
             return replies.dumps(BuildReply([], {}, None, [], failures))
-        if frame.kind in _STEPS or frame.kind == FrameKind.RESET:
+        if frame.kind in (*_STEPS, FrameKind.RESET, FrameKind.OBSERVE):
             return replies.dumps(BatchReply({}, failures=failures))
         return replies.dumps(CallReply([], failures))
 
@@ -349,13 +360,13 @@ class _Server:
         self._is_lock_step = True
         actions = pickles.loads(frame.payload) if frame.payload else None
         if self._lanes is None:
-            reply = self._core.step(frame.buffer, actions)
-            self._answer_batch(frame, reply, self._core.env_ids, "step")
+            reply = self._core.step(frame.buffer, frame.group, actions)
+            self._answer_batch(frame, reply, None, "step")
             return
         self._do(
             frame,
-            self._core.stepping(frame.buffer, actions),
-            lambda reply: self._answer_batch(frame, reply, self._core.env_ids, "step"),
+            self._core.stepping(frame.buffer, frame.group, actions),
+            lambda reply: self._answer_batch(frame, reply, None, "step"),
             may_be_cancelled=True,
         )
 
@@ -416,10 +427,21 @@ class _Server:
         self._shared = request.shared
         slab = self._core.map(request)
         if request.num_workers:
-            self._reply_area = slab.reply_area(request.worker_index)
+            self._reply_areas = [slab.reply_area(request.worker_index, tally) for tally in range(NUM_TALLIES)]
             self._answer_slots = slab.answer_slots()
         gc.freeze()  # what is there now stays: the collector need not walk through it again and again
         self._answer(frame.seq, None)
+
+    def _grow(self, frame: Frame) -> None:
+        self._core.grow(pickles.loads(frame.payload), self._files.slab)
+        self._answer(frame.seq, None)
+
+    def _observe(self, frame: Frame) -> None:
+        self._do(
+            frame,
+            self._core.observing(frame.buffer),
+            lambda reply: self._answer_batch(frame, reply, self._core.env_ids, "observe"),
+        )
 
     def _close(self, frame: Frame) -> None:
         self._closing = True
@@ -432,9 +454,8 @@ class _Server:
         self._do(frame, self._core.closing(), answer)
 
     def _attach(self, geometry: Geometry) -> Slab:
-        slab = Slab.attach(geometry, self._files.slab)
-        os.close(self._files.slab)
-        return slab
+        os.set_inheritable(self._files.slab, False)  # it stays open for what is added later
+        return Slab.attach(geometry, self._files.slab)
 
     def _capture_on_the_way(self, exception: BaseException, env_index: int, command: str) -> FailureRecord:
         self._core.host.has_failed(env_index, exception)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import process_limit
 import pytest
-from fault_envs import BOUND_SECONDS, Echo, Mortal, Wide, use_up_memory
+from fault_envs import BOUND_SECONDS, Boundless, Echo, Mortal, use_up_memory
 from sample_envs import Counter
 
 import aiovec
@@ -164,8 +164,8 @@ async def test_fifty_megabytes_both_ways(num_workers: int) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 async def test_no_memory_for_the_slab(num_workers: int) -> None:
     """A clear error with the number of bytes; nothing is left."""
-    env_fns = [functools.partial(Wide, 1 << 18)] * 4
-    envs = AsyncVectorEnv(env_fns, num_workers=num_workers, max_buffers=1 << 20, copy=None)
+    space = Boundless().observation_space
+    envs = AsyncVectorEnv([Boundless] * 4, num_workers=num_workers, observation_mode=(space, space))
     async with asyncio.timeout(BOUND_SECONDS):
         with pytest.raises(SlabMemoryError, match=r"no memory for the [\d,]+ bytes"):
             await envs

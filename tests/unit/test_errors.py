@@ -25,6 +25,7 @@ from aiovec.errors import (
     InvalidActionsError,
     InvalidBatchResultError,
     InvalidEnvResultError,
+    InvalidExtrasError,
     InvalidObservationError,
     NoAsyncCallError,
     NotStartedError,
@@ -134,6 +135,12 @@ ERRORS: dict[
         (ValueError,),
         {"env_index": 7},
         ("env 7 returned a wrong reward: expected a scalar, got shape (2,)", "Correct the env"),
+    ),
+    "extras": (
+        lambda: InvalidExtrasError("extras['value']", "float32 of shape (4,)", "nothing"),
+        (ValueError,),
+        {},
+        ("extras['value'] of the policy: expected float32 of shape (4,), got nothing. Each leaf",),
     ),
     "spaces": (
         lambda: SpaceMismatchError(2, "action", "Discrete(3)", "Discrete(2)", "Make them equal."),

@@ -23,7 +23,8 @@ payloads = st.one_of(
         st.integers(0, 255),
     ),
 )
-frames = st.builds(Frame, st.sampled_from(list(FrameKind)).map(int), numbers, st.integers(0, 2**32 - 1), payloads)
+kinds = st.sampled_from(list(FrameKind)).map(int)
+frames = st.builds(Frame, kinds, numbers, st.integers(0, 2**32 - 1), payloads, st.integers(0, 2**16 - 1))
 
 
 def feed(reader: FrameReader, stream: bytes, cuts: Iterable[int]) -> list[Frame]:
@@ -51,7 +52,7 @@ def packed(sent: Iterable[Frame]) -> bytes:
 @settings(max_examples=60)
 @given(st.lists(frames, max_size=6), st.lists(st.integers(1, 2 * CHUNK_NBYTES), max_size=30))
 def test_frames_survive_any_cuts(sent: list[Frame], cuts: list[int]) -> None:
-    """What goes in comes out: kind, number, buffer, payload, order."""
+    """What goes in comes out: kind, number, buffer, payload, group, order."""
     reader = FrameReader()
     assert feed(reader, packed(sent), cuts) == sent
     assert not reader.partial

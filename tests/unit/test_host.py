@@ -45,7 +45,7 @@ class Hosted:
         built = self.host.building().do([IDLE, 0], CLOCK)
         assert not built.failures
         self.layout = Layout(built.spaces[0].observation_space)
-        slab = Slab.private(Geometry(len(env_fns), 1, self.layout, Layout(built.spaces[0].action_space)))
+        slab = Slab.private(Geometry(len(env_fns), self.layout, Layout(built.spaces[0].action_space)))
         self.rows = slab.buffer(0)
         self.writer = RowWriter(self.layout, self.rows, self.ids)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from aiovec.exchange.layout import ALIGNMENT, Layout
 from aiovec.exchange.reply_area import ReplyArea, reply_area_nbytes
 from aiovec.exchange.slab import Geometry, Slab
+from aiovec.exchange.tally import NUM_TALLIES
 
 NBYTES = 64
 LARGEST = NBYTES - 16
@@ -38,15 +39,15 @@ def test_what_was_taken_does_not_change() -> None:
 def test_areas_of_a_slab_are_apart_from_everything_else() -> None:
     """As large as the most envs that a worker has, at the slab's end."""
     layout, actions = Layout(spaces.Box(0, 1, (3,))), Layout(spaces.Discrete(2))
-    slab = Slab.private(Geometry(7, 2, layout, actions, num_workers=3))
-    areas = [slab.reply_area(index) for index in range(3)]
+    slab = Slab.private(Geometry(7, layout, actions, num_workers=3))
+    areas = [slab.reply_area(index, tally) for index in range(3) for tally in range(NUM_TALLIES)]
     largest = slab.geometry.reply_area_nbytes - 16
     assert slab.geometry.reply_area_nbytes == reply_area_nbytes(3)
     for index, area in enumerate(areas):
         assert area.leave(1, bytes([index + 1]) * largest)
-    assert [area.take(1) for area in areas] == [bytes([index + 1]) * largest for index in range(3)]
-    assert not any(array.any() for index in range(2) for array in slab.buffer(index).arrays())
-    assert not any(array.any() for array in slab.action_arrays())
+    assert [area.take(1) for area in areas] == [bytes([index + 1]) * largest for index in range(6)]
+    assert not any(array.any() for array in slab.buffer(0).arrays())
+    assert not any(array.any() for array in slab.actions_for(0))
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 64, 2048])

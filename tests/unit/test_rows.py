@@ -24,7 +24,7 @@ ROWS = slice(4, 7)
 def make_writer(space: gym.Space[Any]) -> tuple[RowWriter, Buffer, Slab]:
     """A writer of the rows 4 to 6 of nine, all bytes 1 before."""
     layout = Layout(space)
-    slab = Slab.private(Geometry(9, 1, layout, Layout(spaces.Discrete(2))))
+    slab = Slab.private(Geometry(9, layout, Layout(spaces.Discrete(2))))
     slab.memory.fill(1)
     rows = slab.buffer(0).rows(ROWS)
     return RowWriter(layout, rows, ENV_IDS), rows, slab

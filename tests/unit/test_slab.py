@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 from collections.abc import Iterator
@@ -15,11 +16,11 @@ from hypothesis import strategies as st
 from unit.strategies import fixed_spaces
 
 from aiovec.errors import SlabMemoryError
+from aiovec.exchange.groups import split_evenly
 from aiovec.exchange.layout import ALIGNMENT, Layout
-from aiovec.exchange.slab import Geometry, Slab, create_memory_file
-from aiovec.pool.pool import split_envs
+from aiovec.exchange.slab import Geometry, Slab, Strip, create_memory_file, mapped, private_memory, reserve_memory
 
-SMALL = Geometry(6, 3, Layout(spaces.Box(0, 1, (4,))), Layout(spaces.Discrete(3)))
+SMALL = Geometry(6, Layout(spaces.Box(0, 1, (4,))), Layout(spaces.Discrete(3)))
 
 
 @pytest.fixture
@@ -30,39 +31,48 @@ def slab_fd() -> Iterator[int]:
     os.close(fd)
 
 
-geometries = st.builds(
-    Geometry, st.integers(1, 70), st.integers(1, 4), fixed_spaces.map(Layout), fixed_spaces.map(Layout)
-)
+geometries = st.builds(Geometry, st.integers(1, 70), fixed_spaces.map(Layout), fixed_spaces.map(Layout))
+sizes = st.tuples(st.integers(1, 5), st.integers(0, 4))  # buffers and batches of actions of a strip
 
 
-def all_arrays(slab: Slab) -> list[np.ndarray[Any, Any]]:
-    """The actions, then each buffer's arrays."""
-    buffers = [slab.buffer(index) for index in range(slab.geometry.num_buffers)]
-    return [*slab.action_arrays(), *(array for buffer in buffers for array in buffer.arrays())]
+def with_strips(geometry: Geometry, sizes: list[tuple[int, int]]) -> Slab:
+    """A private slab with these strips behind home."""
+    slab, first = Slab.private(geometry), 1
+    for num_buffers, num_actions in sizes:
+        memory = private_memory(geometry.strip_nbytes(num_buffers, num_actions))
+        slab.add(Strip(first, num_buffers, num_actions), memory)
+        first += num_buffers
+    return slab
 
 
-@given(geometries)
-def test_arrays_are_aligned_disjoint_and_within(geometry: Geometry) -> None:
-    """Actions and all buffers: each array at a cache line of its own, in order, none beyond the end."""
-    slab = Slab.private(geometry)
-    base = slab.memory.ctypes.data
+def all_arrays(slab: Slab, num_buffers: int) -> list[np.ndarray[Any, Any]]:
+    """The actions at home, then each buffer's arrays."""
+    buffers = [slab.buffer(index) for index in range(num_buffers)]
+    return [*slab.actions_for(0), *(array for buffer in buffers for array in buffer.arrays())]
+
+
+@given(geometries, sizes)
+def test_arrays_are_aligned_disjoint_and_within(geometry: Geometry, size: tuple[int, int]) -> None:
+    """All arrays of a strip: each at a cache line of its own, in order, none beyond the end."""
+    memory = private_memory(geometry.strip_nbytes(*size))
+    arrays = geometry.strip_arrays(memory, *size)
     end_before = 0
-    for array in all_arrays(slab):
-        assert len(array) == geometry.num_envs
+    for array in (*arrays.observations, arrays.rewards, arrays.terminations, arrays.truncations, *arrays.actions):
+        assert array.shape[1] == geometry.num_envs
         if not array.size:
             continue
-        start = array.ctypes.data - base
+        start = array.ctypes.data - memory.ctypes.data
         assert start % ALIGNMENT == 0
         assert start >= end_before
         end_before = start + array.nbytes
-    assert end_before <= geometry.nbytes == len(slab.memory)
+    assert end_before <= len(memory)
 
 
-@given(geometries)
-def test_each_array_keeps_what_was_written(geometry: Geometry) -> None:
+@given(geometries, st.lists(sizes, max_size=3))
+def test_each_array_keeps_what_was_written(geometry: Geometry, strips: list[tuple[int, int]]) -> None:
     """Every array filled with its own bytes, then all of them read."""
-    slab = Slab.private(geometry)
-    arrays = all_arrays(slab)
+    slab = with_strips(geometry, strips)
+    arrays = all_arrays(slab, 1 + sum(num_buffers for num_buffers, _ in strips))
     for number, array in enumerate(arrays):
         array.view(np.uint8)[...] = number % 2 if array.dtype == np.bool_ else number % 251
     for number, array in enumerate(arrays):
@@ -73,9 +83,8 @@ def test_each_array_keeps_what_was_written(geometry: Geometry) -> None:
 @given(geometries, st.integers(1, 8))
 def test_workers_rows_are_disjoint_and_cover(geometry: Geometry, num_workers: int) -> None:
     """Each row of each array belongs to exactly one worker, and is written through its slice."""
-    slab = Slab.private(geometry)
-    buffer = slab.buffer(geometry.num_buffers - 1)
-    for ids in split_envs(geometry.num_envs, min(num_workers, geometry.num_envs)):
+    buffer = Slab.private(geometry).buffer(0)
+    for ids in split_evenly(geometry.num_envs, min(num_workers, geometry.num_envs)):
         for array in buffer.rows(slice(ids.start, ids.stop)).arrays():
             array += True if array.dtype == np.bool_ else np.ones((), array.dtype)
     for array in buffer.arrays():
@@ -83,16 +92,16 @@ def test_workers_rows_are_disjoint_and_cover(geometry: Geometry, num_workers: in
 
 
 @given(st.integers(1, 300), st.data())
-def test_split_envs_is_contiguous_and_even(num_envs: int, data: st.DataObject) -> None:
+def test_a_split_is_contiguous_and_even(num_envs: int, data: st.DataObject) -> None:
     """All envs once, in order; no worker has more than one env above another."""
-    shares = split_envs(num_envs, data.draw(st.integers(1, num_envs)))
+    shares = split_evenly(num_envs, data.draw(st.integers(1, num_envs)))
     assert [index for ids in shares for index in ids] == list(range(num_envs))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_rewards_and_flags_have_their_dtypes() -> None:
     """Gymnasium's dtypes, in each buffer."""
-    buffer = Slab.private(SMALL).buffer(2)
+    buffer = with_strips(SMALL, [(1, 0), (3, 2)]).buffer(2)
     assert [array.dtype for array in buffer.arrays()] == [np.float32, np.float64, np.bool_, np.bool_]
     assert [array.shape for array in buffer.arrays()] == [(6, 4), (6,), (6,), (6,)]
 
@@ -102,7 +111,31 @@ def test_private_memory_is_zero_and_of_this_slab_alone() -> None:
     slab, other = Slab.private(SMALL), Slab.private(SMALL)
     slab.memory.fill(7)
     assert not other.memory.any()
-    assert repr(slab) == f"<Slab nbytes={SMALL.nbytes}>"
+    assert repr(slab) == f"<Slab nbytes={SMALL.nbytes} strips=1>"
+
+
+def test_the_buffers_of_a_strip_are_rows_of_its_arrays() -> None:
+    """So what a rollout returns is what was written, step by step; numbers go on from strip to strip."""
+    slab = with_strips(SMALL, [(1, 0), (4, 3), (2, 1)])
+    strip, memory = slab.strip_of(5)
+    assert (strip.first, strip.num_buffers) == (2, 4)
+    arrays = SMALL.strip_arrays(memory, 4, 3)
+    for index in range(4):
+        slab.buffer(2 + index).rewards[...] = index
+        slab.buffer(2 + index).observations[0][...] = index
+    assert arrays.rewards[:, 0].tolist() == arrays.observations[0][:, 5, 3].tolist() == [0, 1, 2, 3]
+    assert slab.strip_of(6)[0].first == slab.strip_of(7)[0].first == 6
+
+
+def test_each_step_of_a_rollout_has_its_own_actions() -> None:
+    """The first buffer is what it begins with; a strip without actions has those at home."""
+    slab = with_strips(SMALL, [(1, 0), (4, 3)])
+    slab.actions_for(0)[0][...] = 2
+    assert slab.actions_for(1)[0].tolist() == [2] * 6
+    for step in range(3):
+        slab.actions_for(3 + step)[0][...] = step
+    assert SMALL.strip_arrays(slab.strip_of(2)[1], 4, 3).actions[0][:, 0].tolist() == [0, 1, 2]
+    assert slab.actions_for(0)[0].tolist() == [2] * 6
 
 
 def test_allocate_and_attach_show_the_same_memory(slab_fd: int) -> None:
@@ -110,11 +143,26 @@ def test_allocate_and_attach_show_the_same_memory(slab_fd: int) -> None:
     mine = Slab.allocate(SMALL, slab_fd)
     theirs = Slab.attach(SMALL, slab_fd)
     assert os.fstat(slab_fd).st_size == SMALL.nbytes
-    theirs.buffer(1).rows(slice(2, 4)).observations[0][...] = 0.5
-    mine.action_arrays()[0][...] = np.arange(6)
-    assert mine.buffer(1).observations[0].tolist() == [[0.0] * 4] * 2 + [[0.5] * 4] * 2 + [[0.0] * 4] * 2
-    assert not mine.buffer(0).observations[0].any()
-    assert theirs.action_arrays()[0].tolist() == list(range(6))
+    theirs.buffer(0).rows(slice(2, 4)).observations[0][...] = 0.5
+    mine.actions_for(0)[0][...] = np.arange(6)
+    assert mine.buffer(0).observations[0].tolist() == [[0.0] * 4] * 2 + [[0.5] * 4] * 2 + [[0.0] * 4] * 2
+    assert theirs.actions_for(0)[0].tolist() == list(range(6))
+
+
+def test_a_strip_behind_the_others_shows_the_same_memory(slab_fd: int) -> None:
+    """Reserved by one side, mapped by both by its offset; what was there before stays."""
+    mine = Slab.allocate(SMALL, slab_fd)
+    mine.buffer(0).rewards[...] = 3
+    theirs = Slab.attach(SMALL, slab_fd)
+    nbytes, offset = SMALL.strip_nbytes(3, 2), mmap.ALLOCATIONGRANULARITY * 4
+    strip = Strip(1, 3, 2, offset)
+    reserve_memory(slab_fd, nbytes, offset)
+    mine.add(strip, mapped(slab_fd, nbytes, offset))
+    theirs.attach_strip(strip, slab_fd)
+    theirs.buffer(3).observations[0][...] = 0.25
+    assert mine.buffer(3).observations[0].tolist() == [[0.25] * 4] * 6
+    assert not mine.buffer(2).observations[0].any()
+    assert theirs.buffer(0).rewards.tolist() == [3.0] * 6
 
 
 def test_the_mapping_lives_as_long_as_an_array(slab_fd: int) -> None:
@@ -137,7 +185,7 @@ def test_a_slab_file_is_empty_and_not_inherited() -> None:
 @pytest.mark.parametrize("num_envs", [1 << 60, 1 << 28])
 def test_no_memory_is_an_error_and_leaves_the_file_empty(slab_fd: int, num_envs: int, max_file_nbytes: None) -> None:
     """More than a file's size can say, and more than the system gives."""
-    geometry = Geometry(num_envs, 1, Layout(spaces.Box(0, 1, (4,))), Layout(spaces.Discrete(2)))
+    geometry = Geometry(num_envs, Layout(spaces.Box(0, 1, (4,))), Layout(spaces.Discrete(2)))
     with pytest.raises(SlabMemoryError) as caught:
         Slab.allocate(geometry, slab_fd)
     assert isinstance(caught.value, MemoryError)
@@ -157,6 +205,6 @@ def max_file_nbytes() -> Iterator[None]:
 
 def test_no_private_memory_is_the_same_error() -> None:
     """More than an address space has."""
-    geometry = Geometry(1 << 54, 1, Layout(spaces.Box(0, 1, (4,))), Layout(spaces.Discrete(2)))
+    geometry = Geometry(1 << 54, Layout(spaces.Box(0, 1, (4,))), Layout(spaces.Discrete(2)))
     with pytest.raises(SlabMemoryError, match="no memory for the"):
         Slab.private(geometry)
