@@ -26,6 +26,7 @@ from aiovec.exchange.messages import BatchReply
 from aiovec.exchange.slab import StripArrays
 from aiovec.extras import Extras
 from aiovec.pool.pending_call import PendingCall
+from aiovec.pool.pinning import pin
 from aiovec.pool.threads import in_thread
 
 __all__ = ["Collector", "Policy", "Rollout"]
@@ -135,12 +136,14 @@ class Collector:
             for index, env_ids in enumerate(by_group)
         ]
 
-    async def collect(self, policy: Policy) -> Rollout:
+    async def collect(self, policy: Policy, pin_memory: bool) -> Rollout:
         """See `AsyncVectorEnv.rollout`."""
         batches, groups = self._batches, self._groups
         answered = batches.calls.answered
         batches.check_rollout()
         lease = await batches.pool.lease(self._num_steps)
+        if pin_memory:
+            await in_thread(pin, batches.pool.memory_of(lease))
         arrays, copies = lease.arrays, lease.is_home and not self._may_lend_home
         seq = batches.begin_rollout()
         try:

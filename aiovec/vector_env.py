@@ -480,7 +480,7 @@ class AsyncVectorEnv:
 
     # ---- rollouts
 
-    async def rollout(self, policy: Policy, num_steps: int, *, groups: int = 1) -> Rollout:
+    async def rollout(self, policy: Policy, num_steps: int, *, groups: int = 1, pin_memory: bool = False) -> Rollout:
         """Steps all envs so many times, by the actions of a policy, and gives it all at once.
 
         Workers write each step where it stays, so nothing is copied here. Rollouts continue one another, and `step`s:
@@ -495,12 +495,15 @@ class AsyncVectorEnv:
             groups: Into how many groups the envs of each worker are shared out, in contiguous rows. The policy is
                 called for each group by itself, in turn, with a copy of its observations: with two groups a worker
                 that ends one finds the actions of the other waiting, and never sleeps.
+            pin_memory: Whether the memory of the rollout is pinned for CUDA, by PyTorch, so that tensors over it are
+                copied to a device without a stop. Done once for each piece of memory.
 
         Returns:
             The rollout; it is yours. With `copy=False` its arrays are views that hold until the next rollout.
 
         Raises:
             ValueError: `num_steps` or `groups` is out of its range; or the autoreset mode is DISABLED.
+            RuntimeError: `pin_memory` without PyTorch, or a CUDA device.
             SlabMemoryError: There is no memory for so many steps; no env was stepped.
             AlreadyPendingCallError: An env is awaited by another task, or owed; no env was stepped.
             ResetNeeded: An env failed, or was never reset; no env was stepped.
@@ -518,9 +521,11 @@ class AsyncVectorEnv:
         fewest_envs = min(len(worker.env_ids) for worker in batches.pool.workers)
         check_rollout(policy, num_steps, groups, fewest_envs, plan.autoreset_mode)
         collector = Collector(batches, plan.copy, plan.autoreset_mode, int(num_steps), int(groups))
-        return await collector.collect(policy)
+        return await collector.collect(policy, pin_memory)
 
-    async def rollouts(self, policy: Policy, num_steps: int, *, groups: int = 1) -> AsyncIterator[Rollout]:
+    async def rollouts(
+        self, policy: Policy, num_steps: int, *, groups: int = 1, pin_memory: bool = False
+    ) -> AsyncIterator[Rollout]:
         """Iterates over `rollout` for ever, and collects the next one while the loop's body uses the last.
 
         The body must await for that: a learner in a thread, for instance, `await asyncio.to_thread(learn, rollout)`.
@@ -533,10 +538,11 @@ class AsyncVectorEnv:
             policy: As for `rollout`.
             num_steps: As for `rollout`.
             groups: As for `rollout`.
+            pin_memory: As for `rollout`.
         """
 
         def collect() -> asyncio.Task[Rollout]:
-            return asyncio.ensure_future(self.rollout(policy, num_steps, groups=groups))
+            return asyncio.ensure_future(self.rollout(policy, num_steps, groups=groups, pin_memory=pin_memory))
 
         collecting = collect()
         try:

@@ -11,6 +11,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from aiovec.errors import ClosedEnvironmentError, SlabMemoryError, WorkerStartError
 from aiovec.exchange.black_box import TIMES_PER_ROW, Doing
 from aiovec.exchange.frames import Frame, FrameKind
@@ -247,6 +250,11 @@ class Pool:
                 return lease
             await self._memory.grow(num_steps + 1, num_steps)
         raise ClosedEnvironmentError("rollout()")
+
+    def memory_of(self, lease: Lease) -> npt.NDArray[np.uint8]:
+        """All of a lease, as bytes."""
+        assert self.slab is not None  # noqa: S101
+        return self.slab.strip_of(lease.strip.first)[1]
 
     def _grow_ring(self) -> None:
         """All buffers are lent: one more, while the calls go on with copies."""

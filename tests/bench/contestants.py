@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 import signal
 import socket
@@ -170,6 +171,18 @@ class Aiovec:
                 await envs.send(rows[left % NUM_ACTION_ROWS][batch.env_ids], batch.env_ids)
         return time.perf_counter() - began
 
+    def run_rollouts(self, num_rollouts: int, num_steps: int, groups: int) -> float:
+        """Seconds for so many rollouts, by a policy that costs nothing."""
+        return float(self._runner.run(self._rollouts(num_rollouts, num_steps, groups)))
+
+    async def _rollouts(self, num_rollouts: int, num_steps: int, groups: int) -> float:
+        of_group = [row[: len(self._envs) // groups].copy() for row in self._rows]
+        actions = itertools.cycle(of_group)
+        began = time.perf_counter()
+        for _ in range(num_rollouts):
+            await self._envs.rollout(lambda _observations: next(actions), num_steps, groups=groups)
+        return time.perf_counter() - began
+
     def run_tasks(self, steps: int) -> float:
         """Seconds for so many steps of each env, each in a task of its own."""
         return float(self._runner.run(self._tasks(steps)))
@@ -205,7 +218,7 @@ class Gymnasium:
     def __init__(self, env_fn: EnvFn, num_envs: int, rows: list[Any]) -> None:
         self._rows = rows
         self._envs = gym.vector.AsyncVectorEnv([env_fn] * num_envs)
-        self._envs.reset(seed=0)
+        self._last, _ = self._envs.reset(seed=0)
 
     def run(self, steps: int) -> float:
         """Seconds for so many vector steps."""
@@ -214,6 +227,22 @@ class Gymnasium:
         for index in range(steps):
             step(rows[index % NUM_ACTION_ROWS])
         return time.perf_counter() - began
+
+    def run_rollout(self, num_steps: int) -> float:
+        """Seconds for so many vector steps that are kept and stacked, as users write it."""
+        began = time.perf_counter()
+        observations, rewards, terminations, truncations = [self._last], [], [], []
+        for index in range(num_steps):
+            observation, reward, terminated, truncated, _infos = self._envs.step(self._rows[index % NUM_ACTION_ROWS])
+            observations.append(observation)
+            rewards.append(reward)
+            terminations.append(terminated)
+            truncations.append(truncated)
+        self._last = observations[-1]
+        stacked = [np.stack(values) for values in (observations, rewards, terminations, truncations)]
+        seconds = time.perf_counter() - began
+        assert len(stacked[0]) == num_steps + 1
+        return seconds
 
     def close(self) -> None:
         """Ends the processes."""

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import bench_envs
@@ -204,6 +205,109 @@ def cost_of_single_steps(rounds: int, turn: Callable[[], None]) -> tuple[float, 
     return statistics.median(tasks), statistics.median(batches)
 
 
+@dataclass(frozen=True)
+class RolloutRow:
+    """Medians of rollouts of so many envs, seconds a vector step; ratios are medians of the rounds' ratios."""
+
+    num_envs: int
+    bare: float
+    limit: float
+    whole: float
+    in_groups: float
+    gymnasium: float
+    whole_of_limit: float
+    of_limit: float
+    of_bare: float
+
+
+def measure_rollouts(num_envs: int, rounds: int, turn: Callable[[], None]) -> RolloutRow:
+    """Rollouts of 128 steps, whole and in two groups; Gymnasium's steps, kept and stacked."""
+    num_steps, num_rollouts = 128, max(1, 1024 // num_envs)
+    steps = num_steps * num_rollouts
+    rows = contestants.action_rows(bench_envs.cartpole, num_envs)
+    processes = contestants.Processes(bench_envs.cartpole, num_envs, NUM_WORKERS, rows)
+    ours = contestants.Aiovec(bench_envs.cartpole, num_envs, NUM_WORKERS, rows)
+    theirs = contestants.Gymnasium(bench_envs.cartpole, num_envs, rows)
+    times: list[tuple[float, float, float, float, float]] = []
+    for round_number in range(rounds + 1):
+        bare = processes.run(steps, contestants.BARE) / steps
+        limit = processes.run(steps, contestants.LOCK_STEP) / steps
+        whole = ours.run_rollouts(num_rollouts, num_steps, 1) / steps
+        in_groups = ours.run_rollouts(num_rollouts, num_steps, 2) / steps
+        limit = (limit + processes.run(steps, contestants.LOCK_STEP) / steps) / 2
+        if round_number:  # the first one warms up
+            times.append((bare, limit, whole, in_groups, theirs.run_rollout(num_steps) / num_steps))
+        turn()
+    ours.close()
+    processes.close()
+    theirs.close()
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    return RolloutRow(
+        num_envs,
+        *medians,
+        statistics.median(limit / whole for _, limit, whole, _, _ in times),
+        statistics.median(limit / in_groups for _, limit, _, in_groups, _ in times),
+        statistics.median(bare / in_groups for bare, _, _, in_groups, _ in times),
+    )
+
+
+def rollouts(rounds: int, progress: Progress) -> list[tuple[str, str, str]]:
+    """Rows of rollouts."""
+    rows: list[tuple[str, str, str]] = []
+    for num_envs, target in ((64, "> 1 of the limit"), (256, "≥ 0.85 of bare")):
+        task = progress.add_task(f"rollouts, {num_envs} CartPole", total=rounds + 1)
+        m = measure_rollouts(num_envs, rounds, lambda task=task: progress.advance(task))
+        progress.remove_task(task)
+        rows.append(
+            (
+                f"`rollout(groups=2)`, 128 × {num_envs} CartPole",
+                (
+                    f"{_microseconds(m.in_groups)} a step: {m.of_limit:.2f} of the limit, {m.of_bare:.2f} of bare "
+                    f"(whole: {_microseconds(m.whole)}, {m.whole_of_limit:.2f} of the limit; bare "
+                    f"{_microseconds(m.bare)}, limit {_microseconds(m.limit)}; Gymnasium Async and `np.stack`: "
+                    f"{_microseconds(m.gymnasium)})"
+                ),
+                target,
+            )
+        )
+    return rows
+
+
+def large_frames(rounds: int, turn: Callable[[], None]) -> list[tuple[str, str, str]]:
+    """64 raw Breakout frames, 6.4 MB a step: lent, and copied."""
+    rows = contestants.action_rows(bench_envs.breakout, 64)
+    both = {
+        name: contestants.Aiovec(bench_envs.breakout, 64, NUM_WORKERS, rows, copy=copies)
+        for name, copies in (("lent", None), ("`copy=True`", True))
+    }
+    for ours in both.values():
+        ours.run(10)  # the start is measured elsewhere
+        ours.longest_gap = ours.cpu_seconds = 0.0
+        ours.steps = 0
+    for _ in range(rounds):
+        for ours in both.values():
+            ours.run(40)
+            ours.run_beside_heartbeat(40)
+        turn()
+    shown = ", ".join(
+        f"{name} {ours.cpu_seconds / ours.steps * 1e3:.2f} ms of the parent's CPU a step, heartbeat gap "
+        f"{ours.longest_gap * 1e3:.1f} ms"
+        for name, ours in both.items()
+    )
+    for ours in both.values():
+        ours.close()
+    return [("step, 64 Breakout, raw frames", shown, "lent ≤ 0.3 ms, ≤ 5 ms")]
+
+
+def peak_memory() -> list[tuple[str, str, str]]:
+    """What a program needs at most for a rollout of 32 steps of 32 raw Breakout, in processes of their own."""
+    shown = []
+    for name in ("aiovec", "gymnasium"):
+        command = [sys.executable, str(Path(__file__).with_name("peak_memory.py")), name]
+        shown.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+    return [("peak memory of a rollout, 32 × 32 raw frames", "; ".join(shown), "slab + 10 %")]
+
+
 def first_come_first_served(rounds: int, progress: Progress) -> list[tuple[str, str, str]]:
     """Rows of what does not go in lock-step."""
 
@@ -265,6 +369,11 @@ def main() -> None:
             start, imported = start_cost(arguments.rounds, lambda: progress.advance(task))
             ratio = f"{start * 1e3:.0f} ms = {start / imported:.2f} × `import gymnasium`"
             extra.append(("start of 2 workers", ratio, "≤ 1.5 ×"))
+        if not arguments.only or arguments.only in "rollouts":
+            extra += rollouts(arguments.rounds, progress)
+            task = progress.add_task("64 Breakout", total=arguments.rounds)
+            extra += large_frames(arguments.rounds, lambda: progress.advance(task))
+            extra += peak_memory()
         if not arguments.only or arguments.only in "first come, first served":
             extra += first_come_first_served(max(arguments.rounds // 2, 2), progress)
     if measured:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
+import random
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +32,11 @@ from gymnasium.vector import AutoresetMode
 from space_envs import ImageEnv, LoggingEnv, ReusingEnv
 
 import aiovec
+
+try:
+    import torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -172,3 +180,82 @@ async def test_callers_may_write_into_what_they_got(mode: AutoresetMode) -> None
     for cell in CELLS:
         async with aiovec.AsyncVectorEnv(env_fns, autoreset_mode=mode, **cell_arguments(*cell)) as envs:
             await assert_same_trajectory(envs, mode, expected, f"{cell}", overwritten)
+
+
+def as_tensor(array: Any) -> Any:
+    """A tensor over the same memory; where PyTorch is missing, another view."""
+    return array[...] if torch is None else torch.from_numpy(array)
+
+
+FORMS: list[Callable[[Any], Any]] = [
+    lambda array: array,
+    lambda array: array[1:],
+    lambda array: array[..., ::2].T,
+    lambda array: array.reshape(-1)[5:].view(np.int8),
+    memoryview,
+    as_tensor,
+    lambda array: pickle.loads(pickle.dumps(array)),
+    copy.deepcopy,
+]
+
+
+@loops_in_turn("nested,max_buffers,copies", [(False, 3, None), (True, 6, None), (True, 1, None), (False, 2, True)])
+async def test_a_thousand_steps_of_keeping_and_dropping(nested: bool, max_buffers: int, copies: bool | None) -> None:
+    """Whatever is kept of what steps, resets, part batches and rollouts gave stays, also when the vector is gone."""
+    generator = random.Random(f"{nested} {max_buffers} {copies}")
+    kept: list[tuple[Any, Any]] = []
+
+    def keep_some(observations: Any, infos: Any = None) -> None:
+        arrays = arrays_of(observations)
+        if infos and "final_obs" in infos:
+            arrays += [array for final in infos["final_obs"] for array in arrays_of(final)]
+        for array in arrays:
+            if generator.random() < 0.4:
+                part = generator.choice(FORMS)(array)
+                kept.append((part, checksums(np.asarray(part))))
+        while len(kept) > 6 and generator.random() < 0.5:
+            kept.pop(generator.randrange(len(kept)))
+        for part, before in generator.sample(kept, min(3, len(kept))):
+            assert checksums(np.asarray(part)) == before
+
+    def policy(observations: Any) -> Any:
+        keep_some(observations)
+        return np.array([generator.randrange(2) for _ in range(len(arrays_of(observations)[0]))])
+
+    async with aiovec.AsyncVectorEnv(
+        [partial(ImageEnv, nested)] * 4,
+        num_workers=2,
+        context="fork",
+        max_buffers=max_buffers,
+        copy=copies,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    ) as envs:
+        keep_some((await envs.reset(seed=1))[0])
+        steps = 0
+        while steps < 1000:
+            match generator.randrange(40):
+                case 0:
+                    keep_some((await envs.reset(env_ids=[generator.randrange(4)]))[0])
+                case 1:
+                    mask = np.arange(4) == generator.randrange(4)
+                    keep_some((await envs.reset(options={"reset_mask": mask}))[0])
+                case 2:
+                    await envs.send(np.zeros(2, np.int64), [3, 1])
+                    batch = await envs.recv(min_envs=2)
+                    keep_some(batch.observations, batch.infos)
+                case 3:
+                    rollout = await envs.rollout(policy, generator.randint(1, 6), groups=generator.randint(1, 2))
+                    for infos in rollout.infos:
+                        keep_some(rollout.observations, infos)
+                    steps += len(rollout.rewards)
+                    del rollout
+                case _:
+                    observations, *_, infos = await envs.step(np.zeros(4, np.int64))
+                    keep_some(observations, infos)
+                    del observations, infos
+            steps += 1
+    assert all(checksums(np.asarray(part)) == before for part, before in kept)
+    del envs
+    gc.collect()
+    assert len(kept) > 0
+    assert all(checksums(np.asarray(part)) == before for part, before in kept)
