@@ -20,6 +20,7 @@ from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import CallReply, CallRequest, SetAttrRequest
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, Started, start
+from aiovec.pool.threads import in_thread
 from aiovec.rollouts import Collector, Policy, Rollout
 from aiovec.statistics import VectorStatistics
 from aiovec.sub_env import SubEnv
@@ -48,8 +49,8 @@ class AsyncVectorEnv:
             wait, for I/O or in a simulator that frees Python's lock. `AsyncEnv`s need none. Not with `num_workers=0`.
         shared_memory: Whether observations, actions, rewards and flags travel in memory that the workers
             share with this process. Without it they are pickled.
-        copy: `True`: observations are always copied. `False`: they are views that hold until the next
-            `reset` or `step`. `None`: small ones are copied, large ones lent.
+        copy: `True`: observations, and rollouts, are always copied. `False`: they are views that hold until the next
+            `reset` or `step`, or the next `rollout`. `None`: small observations are copied, large ones and rollouts lent.
         observation_mode: ``"same"``: all envs have one observation space. ``"different"``: bounds may differ.
             A pair `(observation_space, single_observation_space)`: these are used as they are.
         autoreset_mode: Gymnasium's; also by name, such as ``"SameStep"``.
@@ -62,8 +63,8 @@ class AsyncVectorEnv:
             Not with `num_workers=0`, unless all envs are `AsyncEnv`s.
         start_timeout: Seconds for the whole start, and for each worker that takes the place of a dead one.
         close_grace: Seconds that `close` waits before it goes from asking to SIGTERM, and on to SIGKILL.
-        max_buffers: How many batches of large observations the shared memory holds; when all are lent,
-            further ones are copied.
+        max_buffers: How many batches of large observations are lent at most, and how many rollouts; further ones are
+            copied. The shared memory grows to it as they are needed, and holds them until `close`.
         traceback_locals: Whether an env's exception bears, as a note, the local variables of its frames as text.
         on_failure: ``"raise"``: what fails is raised. ``"restart"``: an env whose `step` or `reset` raises, whose
             worker dies or which is stuck, is built anew from its `env_fn`, and its transition says so: reward NaN,
@@ -95,7 +96,7 @@ class AsyncVectorEnv:
         step_timeout: float | None = None,
         start_timeout: float = 60,
         close_grace: float = 3,
-        max_buffers: int = 4,
+        max_buffers: int = 8,
         traceback_locals: bool = False,
         on_failure: Literal["raise", "restart"] = "raise",
         max_restarts: int = 3,
@@ -312,13 +313,17 @@ class AsyncVectorEnv:
             await asyncio.wait([self._start_task])
         if self._started is None:
             return
+        pool = self._started.pool
         try:
-            replies: list[CallReply] = await self._started.pool.close(self._close_grace, ask)
-        except BaseException:
-            self._started.pool.terminate()
-            raise
-        finally:
+            replies: list[CallReply] = await pool.close(self._close_grace, ask)
             self._batches = None  # it keeps the shared memory mapped; lent arrays do so by themselves
+            if pool.memory.is_large:
+                await in_thread(pool.memory.forget)
+            pool.memory.forget()
+        except BaseException:
+            self._batches = None
+            pool.terminate()
+            raise
         records = [record for reply in replies for record in reply.failures]
         if records:
             raise as_one_exception("close", records)

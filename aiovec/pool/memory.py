@@ -21,6 +21,8 @@ from aiovec.pool.threads import in_thread
 
 __all__ = ["SlabMemory"]
 
+_LARGE_NBYTES = 1 << 26
+
 
 class SlabMemory:
     """What a vector has reserved.
@@ -76,7 +78,7 @@ class SlabMemory:
     async def _grow(self, num_buffers: int, num_actions: int) -> Strip:
         async with self._turn:
             slab = self._slab
-            if slab is None:
+            if slab is None or self._is_closed:
                 raise ClosedEnvironmentError("rollout()")
             nbytes = slab.geometry.strip_nbytes(num_buffers, num_actions)
             strip = Strip(slab.num_buffers, num_buffers, num_actions, self._end)
@@ -109,13 +111,21 @@ class SlabMemory:
         if not task.cancelled():
             task.exception()  # who asked for it may be gone
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it takes long to `forget`: the system frees it page by page."""
+        return self._end >= _LARGE_NBYTES
+
+    def forget(self) -> None:
+        """Unmaps the memory, but where arrays over it are left; behind `close`."""
+        self._slab = None
+
     def close(self) -> None:
-        """Forgets the memory, which stays mapped where arrays over it are left."""
+        """Ends what is growing; nobody uses the memory any more."""
         self._is_closed = True
         for task in self._growing:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and the task goes with it
                 task.cancel()
-        self._slab = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -87,7 +87,7 @@ class Pool:
         self._env_ids = split_evenly(num_envs, num_workers or 1)
         self._num_workers = num_workers
         self._context = context
-        self._memory = SlabMemory(self.shared, self._announce)
+        self.memory: SlabMemory = SlabMemory(self.shared, self._announce)
         self._tallies: list[Tally] = []
         self._wanted: Wanted | None = None
         self._start_timeout = start_timeout
@@ -124,7 +124,7 @@ class Pool:
             for _ in range(NUM_TALLIES):
                 self._tallies.append(Tally(self._num_workers))
             self._wanted = Wanted()
-            self._memory.open()
+            self.memory.open()
         except OSError as error:
             raise WorkerStartError(range(self._env_ids[-1].stop), error) from error
         for index in range(self._num_workers):
@@ -134,7 +134,7 @@ class Pool:
     def _start_worker(self, index: int) -> LocalWorker:
         assert self._wanted is not None  # noqa: S101
         tallies = [tally.worker_fd for tally in self._tallies]
-        shared_fds = (self._memory.fd, *tallies, self._wanted.worker_fd)
+        shared_fds = (self.memory.fd, *tallies, self._wanted.worker_fd)
         env_ids, look_again = self._env_ids[index], self._num_workers <= usable_cpus()
         try:
             process = WorkerProcess(self._context, len(env_ids), shared_fds, look_again, f"aiovec-worker-{index}")
@@ -184,7 +184,7 @@ class Pool:
         worker.post(FrameKind.REBUILD, seq, HOME, request)
         self._mapping.add(map_seq)
         worker.post(FrameKind.MAP, map_seq, HOME, mapping)
-        for strip in self._memory.strips if self.shared else ():
+        for strip in self.memory.strips if self.shared else ():
             self._post_strip(worker, strip)
 
     def _rebuilds_too_long(self, seq: int, worker: LocalWorker) -> None:
@@ -208,7 +208,7 @@ class Pool:
         Raises:
             SlabMemoryError: The system has not that much.
         """
-        self.slab = await self._memory.allocate(geometry)
+        self.slab = await self.memory.allocate(geometry)
 
     async def open_calls(self, max_batches: int, max_rollouts: int) -> None:
         """The workers have mapped it: from here on batches may be asked for.
@@ -226,7 +226,7 @@ class Pool:
         self.ring = Ring(slab, max_batches, self._grow_ring, poisons)
         self.rollout_strips = RolloutStrips(slab, max_rollouts, poisons)
         for _ in range(min(max_batches, _LENT_AT_FIRST)):
-            await self._memory.grow(1, 0)
+            await self.memory.grow(1, 0)
         num_workers = slab.geometry.num_workers
         areas = [[slab.reply_area(index, tally) for tally in range(NUM_TALLIES)] for index in range(num_workers)]
         sent = None
@@ -248,7 +248,7 @@ class Pool:
             lease = self.rollout_strips.take(num_steps)
             if lease is not None:
                 return lease
-            await self._memory.grow(num_steps + 1, num_steps)
+            await self.memory.grow(num_steps + 1, num_steps)
         raise ClosedEnvironmentError("rollout()")
 
     def memory_of(self, lease: Lease) -> npt.NDArray[np.uint8]:
@@ -261,7 +261,7 @@ class Pool:
 
         async def grow() -> None:
             try:
-                await self._memory.grow(1, 0)
+                await self.memory.grow(1, 0)
             except SlabMemoryError as error:
                 _log.warning("large batches are copied from now on: %s", str(error))  # not what it holds
                 if self.ring is not None:
@@ -379,6 +379,7 @@ class Pool:
             if not worker.ended.is_set():
                 worker.terminate()
         self._release()
+        self.memory.forget()
 
     def _close_pipes(self) -> None:
         for tally in self._tallies:
@@ -390,7 +391,7 @@ class Pool:
 
     def _release(self) -> None:
         stop_logging(self)
-        self._memory.close()
+        self.memory.close()
         if self._growing_ring is not None and not self.loop.is_closed():
             self._growing_ring.cancel()
         if self._watch is not None:

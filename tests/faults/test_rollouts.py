@@ -444,7 +444,7 @@ async def test_no_memory_for_another_lent_batch_is_no_failure(caplog: pytest.Log
     async with asyncio.timeout(BOUND_SECONDS):
         async with AsyncVectorEnv(env_fns, num_workers=1, max_buffers=50) as envs:
             await envs.reset()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (os.fstat(envs._started.pool._memory.fd).st_size, hard))  # type: ignore[union-attr]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (os.fstat(envs._started.pool.memory.fd).st_size, hard))  # type: ignore[union-attr]
             try:
                 kept = []
                 for _ in range(8):

@@ -165,6 +165,25 @@ def test_a_strip_behind_the_others_shows_the_same_memory(slab_fd: int) -> None:
     assert theirs.buffer(0).rewards.tolist() == [3.0] * 6
 
 
+def test_above_4_gib_every_offset_is_of_64_bits(slab_fd: int) -> None:
+    """A strip that begins beyond, and is itself larger; of a file with holes, so that it takes no memory."""
+    geometry = Geometry(4, Layout(spaces.Box(0, 255, (1 << 20,), np.uint8)), Layout(spaces.Discrete(2)))
+    strip = Strip(7, 1100, 1099, 5 << 30)
+    os.ftruncate(slab_fd, strip.offset + geometry.strip_nbytes(strip.num_buffers, strip.num_actions))
+    mine, theirs = Slab.attach(geometry, slab_fd), Slab.attach(geometry, slab_fd)
+    for slab in (mine, theirs):
+        slab.attach_strip(strip, slab_fd)
+    assert mine.strip_of(7)[1].nbytes > 1 << 32
+    last = 7 + 1099
+    theirs.buffer(last).observations[0][3, -3:] = 9
+    theirs.buffer(last).truncations[3] = True
+    mine.actions_for(last)[0][3] = 1
+    assert mine.buffer(last).observations[0][3, -4:].tolist() == [0, 9, 9, 9]
+    assert mine.buffer(last).truncations.tolist() == [False, False, False, True]
+    assert theirs.actions_for(last)[0].tolist() == [0, 0, 0, 1]
+    assert not mine.buffer(last - 1).observations[0][3, -4:].any()
+
+
 def test_the_mapping_lives_as_long_as_an_array(slab_fd: int) -> None:
     """An array that a user kept outlives the slab."""
     kept = Slab.allocate(SMALL, slab_fd).buffer(0).rewards
