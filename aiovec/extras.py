@@ -27,7 +27,7 @@ class Extras:
     def __init__(self, num_steps: int, num_envs: int) -> None:
         self._lead = (num_steps, num_envs)
         self._root: Any = None
-        self._is_empty = True
+        self.are_expected: bool = True  # until the first are nothing
 
     def __repr__(self) -> str:
         return f"<Extras of {self._lead[0]} steps of {self._lead[1]} envs>"
@@ -38,15 +38,15 @@ class Extras:
         Raises:
             InvalidExtrasError: It is not like what was given first, or has another number of rows.
         """
-        if self._is_empty:
+        if self._root is None:
             self._root = _node_of("extras", extras, self._lead)
-            self._is_empty = False
+            self.are_expected = extras is not None
         num_rows = self._lead[1] if env_ids is None else len(env_ids)
         self._root.store(step, slice(None) if env_ids is None else env_ids, num_rows, extras)
 
     def result(self) -> Any:
         """The structure, each leaf an array `[num_steps, num_envs, …]`; `None` if nothing was ever given."""
-        return None if self._is_empty else self._root.result()
+        return None if self._root is None else self._root.result()
 
 
 class _Nothing:

@@ -214,9 +214,8 @@ class Collector:
     def _act(self, arrays: StripArrays, group: _Group, step: int, given: Any) -> dict[int, Any] | None:
         """Takes what the policy gave; where actions do not travel in the slab, returns the requests that bear them."""
         batches, layout = self._batches, self._actions.layout
-        actions = given
-        if type(given) is tuple or self._is_tuple:
-            actions, extras = _pair(given, self._is_tuple)
+        actions, extras = _pair(given, self._is_tuple) if type(given) is tuple or self._is_tuple else (given, None)
+        if extras is not None or self._extras.are_expected:
             self._extras.store(step, group.array, extras)
         targets = [array[step] for array in arrays.actions]
         dynamic = self._actions.store(actions, targets, group.array)

@@ -536,7 +536,7 @@ class AsyncVectorEnv:
         The body must await for that: a learner in a thread, for instance, `await asyncio.to_thread(learn, rollout)`.
         The next rollout then acts by the policy as it is meanwhile. Who must learn from the very policy that acts calls
         `rollout` instead. What `rollout` raises ends the iteration; to leave the loop, or cancel it, cancels the
-        rollout that is being collected, and leaves envs owed: `reset` takes care of them. Leave it within
+        rollout that is being collected, whatever came of it, and leaves envs owed: `reset` takes care of them. Leave it within
         `contextlib.aclosing`, as any asynchronous generator, for that to happen at once.
 
         Args:
@@ -559,6 +559,8 @@ class AsyncVectorEnv:
         finally:
             collecting.cancel()
             await asyncio.wait([collecting])
+            if not collecting.cancelled():
+                collecting.exception()  # nobody asks for it any more
 
     # ---- single envs
 

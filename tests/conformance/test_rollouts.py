@@ -338,6 +338,15 @@ async def test_the_next_rollout_is_collected_meanwhile(groups: int) -> None:
         assert len((await envs.rollout(policy, 3)).rewards) == 3
 
 
+async def test_extras_that_come_late_are_refused() -> None:
+    """The rows of the steps before would hold nothing."""
+    async with aiovec.AsyncVectorEnv([Counter] * 2, num_workers=1) as envs:
+        await envs.reset()
+        answers = iter([np.zeros(2, np.int64), (np.zeros(2, np.int64), np.zeros(2))])
+        with pytest.raises(aiovec.InvalidExtrasError, match="expected nothing, as at first, got float64"):
+            await envs.rollout(lambda _: next(answers), 2)
+
+
 async def test_a_body_that_does_not_await_is_on_policy() -> None:
     """The next rollout begins only when the loop has its turn: it acts by what was learned."""
     async with aiovec.AsyncVectorEnv([Counter] * 2, num_workers=1) as envs:

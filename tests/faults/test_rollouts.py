@@ -215,6 +215,7 @@ POLICIES: dict[str, tuple[Any, type[Exception], str]] = {
     "of another kind": (lambda: np.zeros(2, np.float32), InvalidActionsError, "got shape .* of float32"),
     "nothing": (lambda: None, InvalidActionsError, "actions: expected shape"),
     "three": (lambda: (1, 2, 3), InvalidActionsError, "or a pair of it and extras, got a tuple of length 3"),
+    "no extras": (lambda: np.zeros(2, np.int64), InvalidExtrasError, "expected float64 of shape .*, got nothing"),
     "wrong extras": (lambda: (np.zeros(2, np.int64), np.zeros(3)), InvalidExtrasError, r"float64 of shape \(2,\)"),
 }
 
