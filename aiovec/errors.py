@@ -228,7 +228,7 @@ class SpaceMismatchError(AiovecError, RuntimeError):
 
 
 class SlabMemoryError(MemoryError, AiovecError):
-    """The system has no memory for the shared slab; the vector was not started.
+    """The system has no memory for the shared slab; the vector was not started, or the rollout has not begun.
 
     Attributes:
         nbytes: How many bytes were asked for.
@@ -238,7 +238,7 @@ class SlabMemoryError(MemoryError, AiovecError):
         self.nbytes = nbytes
         super().__init__(
             f"no memory for the {nbytes:,} bytes that observations, actions and rewards share: {reason}. "
-            "Use fewer envs, smaller observations, or a smaller `max_buffers`."
+            "Use fewer envs, smaller observations, or shorter rollouts."
         )
 
 

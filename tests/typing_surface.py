@@ -32,6 +32,24 @@ async def batches(envs: aiovec.AsyncVectorEnv) -> None:
     assert_type(envs.action_space, gym.Space[Any])
 
 
+async def rolled_out(envs: aiovec.AsyncVectorEnv) -> None:
+    def plain(observations: Any) -> npt.NDArray[np.int64]:
+        return np.zeros(len(observations), np.int64)
+
+    async def with_extras(observations: Any) -> tuple[npt.NDArray[np.int64], dict[str, Any]]:
+        return plain(observations), {"value": observations}
+
+    rollout = await envs.rollout(plain, 128)
+    assert_type(rollout, aiovec.Rollout)
+    assert_type(rollout.observations, Any)
+    assert_type(rollout.rewards, npt.NDArray[np.float64])
+    assert_type(rollout.autoresets, npt.NDArray[np.bool_])
+    assert_type(rollout.infos, tuple[dict[str, Any], ...])
+    assert_type(rollout.episode_lengths, npt.NDArray[np.int64])
+    async for following in envs.rollouts(with_extras, 128, groups=2, pin_memory=False):
+        assert_type(following, aiovec.Rollout)
+
+
 class Tool(aiovec.AsyncEnv[npt.NDArray[np.float32], int]):
     """A user's async env: every method `async def`, its own among them."""
 

@@ -152,7 +152,7 @@ ERRORS: dict[
         lambda: SlabMemoryError(5_000_000, "No space left on device"),
         (MemoryError,),
         {"nbytes": 5_000_000},
-        ("no memory for the 5,000,000 bytes", "No space left on device", "max_buffers"),
+        ("no memory for the 5,000,000 bytes", "No space left on device", "shorter rollouts"),
     ),
     "time-out": (
         lambda: EnvTimeoutError([4], "step", 2.5),
