@@ -244,7 +244,12 @@ class Calls:
             step: Which step of the rollout, from 0.
             rows: Requests with the actions, by worker, where they are not in the slab.
             lease: The rollout's memory.
+
+        Raises:
+            ClosedEnvironmentError: The vector was closed while the policy was awaited.
         """
+        if self._ring is None:
+            raise ClosedEnvironmentError("rollout()")
         prepared = self._bare_requests if rows is None else rows
         call = PendingCall(
             self.next_seq(), "step", True, lease.strip.first + 1 + step, prepared, Answer(loop=self._loop), env_ids

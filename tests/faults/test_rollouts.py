@@ -329,6 +329,26 @@ async def test_the_vector_ends_under_a_rollout(gate: Gate, how: str, groups: int
             await task
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("calls", [1, 2, 5])
+async def test_a_policy_may_close_the_vector(num_workers: int, calls: int) -> None:
+    """In the first step, with another group under way, or later."""
+    left = calls
+
+    async def policy(observations: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if not left:
+            await envs.close()
+        return zeros(observations)
+
+    async with asyncio.timeout(BOUND_SECONDS):
+        envs = AsyncVectorEnv([LONG] * NUM_ENVS, num_workers=num_workers, context=context_of_loop())
+        await envs.reset()
+        with pytest.raises(ClosedEnvironmentError):
+            await envs.rollout(policy, 8, groups=2)
+
+
 async def test_the_vector_ends_while_its_memory_grows() -> None:
     """The thread that reserves it has a descriptor of its own."""
     async with asyncio.timeout(BOUND_SECONDS):
