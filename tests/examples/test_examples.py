@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,3 +231,121 @@ def test_actor_learner_names_the_env_that_fails(tmp_path: Path) -> None:
     assert "env 2 failed in step: the pole broke" in ended.stdout
     assert "brittle.py" in ended.stderr  # the worker's own frame
     assert workers_of(mark) == set()
+
+
+def needs_ppo() -> None:
+    needs("ale_py", "cv2", "matplotlib", "rich", "torch", extras="examples,torch")
+
+
+def assert_split_sums(line: str) -> None:
+    """What `ppo.py` prints of its time: `of 3.21 s: env 1.50 s (46.7%), policy …`."""
+    whole = re.match(r"of ([\d.]+) s: ", line)
+    parts = re.findall(r"(\w+) (-?[\d.]+) s \((-?[\d.]+)%\)", line)
+    assert whole is not None
+    assert [name for name, _seconds, _percent in parts] == ["env", "policy", "learning", "other"]
+    assert all(float(seconds) > 0 for _name, seconds, _percent in parts[:3])
+    assert float(parts[3][1]) >= 0  # no time is counted twice
+    assert sum(float(seconds) for _name, seconds, _percent in parts) == pytest.approx(float(whole[1]), abs=0.03)
+    assert sum(float(percent) for _name, _seconds, percent in parts) == pytest.approx(100, abs=0.3)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_ppo(tmp_path: Path, groups: int) -> None:
+    needs_ppo()
+    arguments = [f"--groups={groups}", "--num-envs=4", "--max-steps=3000", "--output=here"]
+    *_, ended, split, checkpoint, picture = run(tmp_path, "ppo.py", *arguments).splitlines()
+    match = re.match(r"not solved: ([\d,]+) env steps in", ended)
+    assert match is not None
+    assert 3000 <= int(match[1].replace(",", "")) < 3000 + 4 * 32
+    assert_split_sums(split)
+    assert (checkpoint, picture) == ("Checkpoint: here/ppo.pt", "Picture: here/ppo.png")
+    assert (tmp_path / "here/ppo.pt").stat().st_size > 0
+    assert_is_picture(tmp_path / "here/ppo.png", colours=8)
+
+
+def test_ppo_solves_cartpole(tmp_path: Path) -> None:
+    """Within twice the steps that it took; a policy that has learned nothing has a mean return of 22."""
+    needs_ppo()
+    *_, ended, split, _checkpoint, _picture = run(tmp_path, "ppo.py", "--seed=1").splitlines()
+    assert ended.startswith("solved: ")
+    assert mean_return_of(ended) >= 475
+    assert_split_sums(split)
+
+
+def test_ppo_plays_breakout(tmp_path: Path) -> None:
+    needs_ppo()
+    arguments = ["--env-id=ALE/Breakout-v5", "--num-envs=2", "--num-workers=1", "--num-steps=16", "--max-steps=400"]
+    *_, ended, split, checkpoint, _picture = run(tmp_path, "ppo.py", *arguments).splitlines()
+    assert ended.startswith("not solved: 4")
+    assert_split_sums(split)
+    assert checkpoint == "Checkpoint: out/ppo.pt"
+    import torch
+
+    weights = torch.load(tmp_path / "out/ppo.pt", weights_only=True)
+    assert weights["features.0.weight"].shape == (32, 4, 8, 8)  # four frames, channels first
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+
+
+def test_ppo_saves_at_ctrl_c(tmp_path: Path) -> None:
+    needs_ppo()
+    printed = interrupt(tmp_path, "env steps in", "ppo.py", within_seconds=20)  # it still draws
+    *_, ended, split, checkpoint, picture = printed
+    assert sum("Ctrl-C" in line for line in printed) == 1
+    assert ended.startswith("stopped by Ctrl-C, every worker has ended: ")
+    assert_split_sums(split)
+    assert (checkpoint, picture) == ("Checkpoint: out/ppo.pt", "Picture: out/ppo.png")
+    assert (tmp_path / "out/ppo.pt").stat().st_size > 0
+    assert_is_picture(tmp_path / "out/ppo.png", colours=4)
+
+
+def advantages_of_episodes(
+    rewards: Any, values: Any, terminations: Any, autoresets: Any, gamma: float, trace_decay: float
+) -> Any:
+    """The definition: for each step a sum over the later ones of its own episode, env by env."""
+    import numpy as np
+
+    num_steps, num_envs = rewards.shape
+    advantages = np.zeros((num_steps, num_envs))
+    for env_index in range(num_envs):
+        for t in range(num_steps):
+            if autoresets[t, env_index]:
+                continue
+            later = [k for k in range(t, num_steps) if autoresets[k, env_index]]
+            for k in range(t, later[0] if later else num_steps):
+                following = 0 if terminations[k, env_index] else values[k + 1, env_index]
+                error = rewards[k, env_index] + gamma * following - values[k, env_index]
+                advantages[t, env_index] += (gamma * trace_decay) ** (k - t) * error
+    return advantages
+
+
+def test_ppo_estimates_advantages_of_each_episode_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resets between them have rewards and values that would be seen wherever they leaked to."""
+    needs_ppo()
+    import numpy as np
+    import torch
+
+    spec = importlib.util.spec_from_file_location("ppo_example", EXAMPLES / "ppo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, example)  # where its dataclasses look for it
+    spec.loader.exec_module(example)
+
+    rng = np.random.default_rng(1)
+    num_steps, num_envs = 40, 8
+    rewards, values = rng.normal(size=(num_steps, num_envs)), rng.normal(size=(num_steps + 1, num_envs))
+    ends, autoresets = np.zeros((2, num_steps, num_envs), bool)
+    autoresets[0] = rng.random(num_envs) < 0.5  # where the rollout before this one saw an end
+    for t in range(num_steps):
+        ends[t] = (rng.random(num_envs) < 0.2) & ~autoresets[t]
+        autoresets[t + 1 : t + 2] = ends[t]
+    terminations = ends & (rng.random(ends.shape) < 0.5)
+    assert all(each.any() for each in (terminations, ends & ~terminations, ends[-1], autoresets[0]))
+    # A reset's reward is never anything, nor is what the network says of a terminal state.
+    rewards[autoresets] = 1e6
+    values[1:][terminations] = 1e6
+
+    found = example.advantages_of(*map(torch.from_numpy, (rewards, values, terminations, autoresets)), 0.9, 0.8)
+    wanted = advantages_of_episodes(rewards, values, terminations, autoresets, 0.9, 0.8)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-9)
+    assert abs(wanted).max() < 100
