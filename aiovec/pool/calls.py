@@ -119,7 +119,8 @@ class Calls:
         pending, self.pending = self.pending, {}
         self.inbox = Inbox()
         self._of_one_env.clear()
-        waiting = [(call.future, f"{call.command}()") for call in pending.values() if not call.is_dropped]
+        awaited = [call for call in pending.values() if not (call.is_dropped or call.is_abandoned)]
+        waiting = [(call.future, f"{call.command}()") for call in awaited]
         if self._receiver is not None:
             waiting.append((self._receiver, "recv()"))
         for future, command in waiting:

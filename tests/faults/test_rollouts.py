@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,21 @@ async def test_a_cancelled_rollout_is_waited_out_by_reset(gate: Gate) -> None:
             gate.open()
             await resetting
             await assert_goes_on(envs, 2)
+
+
+async def test_a_vector_is_closed_with_a_cancelled_rollout_under_way(gate: Gate) -> None:
+    """The other group's step was never awaited by itself: nobody is to miss what becomes of it."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        async with AsyncVectorEnv(gated(gate.key), num_workers=2, close_grace=0.2) as envs:
+            await envs.reset()
+            task = asyncio.create_task(envs.rollout(lambda _: np.full(2, PASS_GATE), 8, groups=2))
+            await gate.arrived(2)
+            await turns(3)
+            task.cancel()
+            await asyncio.wait([task])
+    del task
+    gc.collect()
+    await turns(3)  # what was never retrieved is told now, and fails the test
 
 
 async def test_a_policy_may_be_cancelled(gate: Gate) -> None:
