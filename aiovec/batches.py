@@ -86,7 +86,8 @@ class Batches:
         self.states: EnvStates = pool.calls.states
         self.actions: ActionWriter = ActionWriter(started.spaces.single_action_space, num_envs)
         if pool.shared:
-            self.actions.map(pool.slab.actions_for(HOME))
+            arrays, index = pool.slab.actions_for(HOME)
+            self.actions.map([array[index] for array in arrays])
         self._ring = pool.ring
         self._buffer: Callable[[int], Buffer] = pool.slab.buffer
         self.num_envs: int = num_envs

@@ -174,28 +174,34 @@ def _without_foreign_arrays(actions: Any) -> Any:
 
 
 class ActionReader:
-    """The worker's side.
+    """The worker's side, of one batch of actions of a strip; `move` goes to another one.
 
     Args:
         layout: Of the action space of a single env.
-        slab_arrays: This worker's rows `[rows, *leaf.shape]` of each leaf of fixed size.
+        arrays: This worker's rows `[batches, rows, *leaf.shape]` of each leaf of fixed size.
+        index: Of the batch.
     """
 
-    def __init__(self, layout: Layout, slab_arrays: list[npt.NDArray[Any]]) -> None:
+    def __init__(self, layout: Layout, arrays: list[npt.NDArray[Any]], index: int = 0) -> None:
         self._layout = layout
-        self._slab_arrays = slab_arrays
+        self._arrays = arrays
+        self.move(index)
+
+    def move(self, index: int) -> None:
+        """Goes to a batch of the strip."""
+        self._now = [array[index] for array in self._arrays]
 
     def rows(self) -> list[Any]:
         """One action an env; copies, so an env may keep or change its own."""
         if self._layout.is_array:
-            return list(self._slab_arrays[0].copy())
-        return self._apart([array.copy() for array in self._slab_arrays])
+            return list(self._now[0].copy())
+        return self._apart([array.copy() for array in self._now])
 
     def rows_of(self, rows: Sequence[int]) -> list[Any]:
         """The actions of some envs, in their order; copies."""
         if self._layout.is_array:
-            return list(self._slab_arrays[0][list(rows)])
-        return self._apart([array[list(rows)] for array in self._slab_arrays])
+            return list(self._now[0][list(rows)])
+        return self._apart([array[list(rows)] for array in self._now])
 
     def _apart(self, arrays: list[npt.NDArray[Any]]) -> list[Any]:
         count = len(arrays[0]) if arrays else 0

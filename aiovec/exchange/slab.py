@@ -35,7 +35,19 @@ from aiovec.exchange.layout import Layout, align
 from aiovec.exchange.reply_area import ReplyArea, reply_area_nbytes
 from aiovec.exchange.tally import NUM_TALLIES
 
-__all__ = ["Buffer", "Geometry", "Slab", "Strip", "StripArrays", "create_memory_file", "map_memory", "reserve_memory"]
+__all__ = [
+    "Buffer",
+    "Geometry",
+    "PlacedStrip",
+    "Slab",
+    "Strip",
+    "StripArrays",
+    "create_memory_file",
+    "map_memory",
+    "mapped",
+    "private_memory",
+    "reserve_memory",
+]
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,20 @@ class StripArrays(NamedTuple):
             self.terminations[index],
             self.truncations[index],
         )
+
+
+class PlacedStrip(NamedTuple):
+    """A strip of the slab.
+
+    Attributes:
+        strip: Which.
+        arrays: Over its memory.
+        memory: All of it, as bytes.
+    """
+
+    strip: Strip
+    arrays: StripArrays
+    memory: npt.NDArray[np.uint8]
 
 
 HOME_STRIP = Strip(first=0, num_buffers=1, num_actions=1)
@@ -251,7 +277,7 @@ class Slab:
         self.geometry = geometry
         self.memory = memory
         self._first: list[int] = []  # the number of each strip's first buffer
-        self._strips: list[tuple[Strip, StripArrays, npt.NDArray[np.uint8]]] = []
+        self._strips: list[PlacedStrip] = []
         self._buffers: dict[int, Buffer] = {}
         self.add(HOME_STRIP, memory)
 
@@ -291,37 +317,37 @@ class Slab:
         """Adds a strip behind the others, over its memory."""
         self._first.append(strip.first)
         arrays = self.geometry.strip_arrays(memory, strip.num_buffers, strip.num_actions)
-        self._strips.append((strip, arrays, memory))
+        self._strips.append(PlacedStrip(strip, arrays, memory))
 
     @property
     def num_buffers(self) -> int:
         """How many there are, in all strips: the number of the next one."""
-        strip = self._strips[-1][0]
+        strip = self._strips[-1].strip
         return strip.first + strip.num_buffers
 
     def buffer(self, number: int) -> Buffer:
         """One buffer over all envs."""
         buffer = self._buffers.get(number)
         if buffer is None:
-            strip, arrays, _ = self._strip_of(number)
+            strip, arrays, _ = self.strip_of(number)
             buffer = self._buffers[number] = arrays.buffer(number - strip.first)
         return buffer
 
-    def actions_for(self, number: int) -> list[npt.NDArray[Any]]:
-        """The actions of all envs for the call that writes this buffer, an array for each leaf of fixed size."""
-        strip, arrays, _ = self._strip_of(number)
+    def actions_for(self, number: int) -> tuple[list[npt.NDArray[Any]], int]:
+        """Where the actions are for the call that writes a buffer.
+
+        Returns:
+            For each leaf of fixed size an array `[batches, envs, *leaf.shape]`, and which batch.
+        """
+        strip, arrays, _ = self.strip_of(number)
         if not strip.num_actions:
             strip, arrays, _ = self._strips[0]
         # The first buffer of a rollout is what it begins with: no step writes it.
         index = max(number - strip.first - 1, 0) if strip.num_buffers > 1 else 0
-        return [array[index] for array in arrays.actions]
+        return arrays.actions, index
 
-    def strip_of(self, number: int) -> tuple[Strip, npt.NDArray[np.uint8]]:
-        """The strip that a buffer is in, and its memory."""
-        strip, _, memory = self._strip_of(number)
-        return strip, memory
-
-    def _strip_of(self, number: int) -> tuple[Strip, StripArrays, npt.NDArray[np.uint8]]:
+    def strip_of(self, number: int) -> PlacedStrip:
+        """The strip that a buffer is in."""
         return self._strips[bisect.bisect_right(self._first, number) - 1]
 
     def reply_area(self, worker_index: int, tally: int = 0) -> ReplyArea:

@@ -254,7 +254,7 @@ class Pool:
     def memory_of(self, lease: Lease) -> npt.NDArray[np.uint8]:
         """All of a lease, as bytes."""
         assert self.slab is not None  # noqa: S101
-        return self.slab.strip_of(lease.strip.first)[1]
+        return self.slab.strip_of(lease.strip.first).memory
 
     def _grow_ring(self) -> None:
         """All buffers are lent: one more, while the calls go on with copies."""

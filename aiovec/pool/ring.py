@@ -75,14 +75,13 @@ class Ring:
 
     def give_back(self, buffer: int) -> None:
         """A buffer of a call whose answer nobody will read; those of rollouts come back by themselves."""
-        strip, _ = self._slab.strip_of(buffer)
-        if buffer != HOME and not strip.num_actions:
+        if buffer != HOME and not self._slab.strip_of(buffer).strip.num_actions:
             self._free.append(buffer)
 
     def lend(self, buffer: int) -> list[npt.NDArray[Any]]:
         """The observations of a buffer; it comes back by itself when nobody holds them any more."""
         geometry = self._slab.geometry
-        _, memory = self._slab.strip_of(buffer)
+        memory = self._slab.strip_of(buffer).memory
         loan = _Loan(memory, lambda: self._free.append(buffer), self._poisons)
         return geometry.observations.arrays(np.asarray(loan), geometry.num_envs)
 
@@ -136,7 +135,7 @@ class RolloutStrips:
         self._free.remove(strip)
         num_strips = sum(strip.num_actions >= num_steps for strip in self._strips)
         is_home = len(fitting) == 1 and num_strips > self._max_strips
-        _, memory = self._slab.strip_of(strip.first)
+        memory = self._slab.strip_of(strip.first).memory
         loan = _Loan(memory, lambda: self._free.append(strip), self._poisons and not is_home)
         if not is_home:
             memory = np.asarray(loan)

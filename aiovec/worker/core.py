@@ -60,8 +60,9 @@ class WorkerCore:
         self._host: EnvHost | None = None
         self._slab: Slab | None = None
         self._shared = True
-        self._rows = slice(0, 0)
+        self._rows = range(0)  # of the slab
         self._places: dict[tuple[int, int], _Place] = {}  # by buffer and group, as they are first asked for
+        self._moving: dict[tuple[int, int], _Place] = {}  # of the strips of rollouts, by first buffer and group
 
     @property
     def host(self) -> EnvHost:
@@ -93,11 +94,12 @@ class WorkerCore:
         self._shared = request.shared
         if request.shared:
             geometry = Geometry(request.num_envs, observations, actions, request.num_workers)
-            self._slab, self._rows = self._make_slab(geometry), slice(ids.start, ids.stop)
+            self._slab, self._rows = self._make_slab(geometry), ids
         else:
             self._slab = Slab.private(Geometry(len(ids), observations, actions))
-            self._rows = slice(0, len(ids))
+            self._rows = range(len(ids))
         self._places.clear()
+        self._moving.clear()
         self.host.set_dynamic_columns(_dynamic_columns(observations) if observations.dynamic else None)
         return self._slab
 
@@ -108,7 +110,7 @@ class WorkerCore:
 
     def step(self, buffer: int, group: int, actions: Sequence[Any] | None) -> BatchReply | None:
         """Steps every env, or those of a group, with actions from the slab unless they are given, in this thread."""
-        rows, reader, writer = self._places.get((buffer, group)) or self._place(buffer, group)
+        rows, reader, writer = self._places.get((buffer, group)) or self._moved(buffer, group)
         return self.host.step(reader.rows() if actions is None else actions, writer, rows)
 
     def stepping(self, buffer: int, group: int, actions: Sequence[Any] | None) -> Work[BatchReply | None]:
@@ -144,6 +146,7 @@ class WorkerCore:
         """Closes the envs that were built."""
         self._slab = None
         self._places.clear()
+        self._moving.clear()
         return self._host.closing() if self._host is not None else Work([], lambda: CallReply([], []))
 
     def answered_by(self, request: ResetRequest) -> Sequence[int]:
@@ -172,14 +175,30 @@ class WorkerCore:
             place = self._places[buffer, group] = self._new_place(buffer, group)
         return place
 
+    def _moved(self, buffer: int, group: int) -> _Place:
+        """The same for envs that take turns in this thread: the steps of a rollout share one place, which moves."""
+        assert self._slab is not None  # noqa: S101
+        strip = self._slab.strip_of(buffer).strip
+        if strip.num_buffers == 1 or not self._shared:
+            return self._place(buffer, group)
+        place = self._moving.get((strip.first, group))
+        if place is None:
+            place = self._moving[strip.first, group] = self._new_place(buffer, group)
+        index = buffer - strip.first
+        place.actions.move(index - 1)
+        place.writer.move(index)
+        return place
+
     def _new_place(self, buffer: int, group: int) -> _Place:
         assert self._slab is not None  # noqa: S101
         buffer = buffer if self._shared else _HOME  # the rows are sent, and the parent knows where they go
         geometry, env_ids = self._slab.geometry, self.host.env_ids
         rows = rows_of_group(group, len(env_ids))
+        strip, arrays, _ = self._slab.strip_of(buffer)
+        actions, batch = self._slab.actions_for(buffer)
         own = slice(self._rows.start + rows.start, self._rows.start + rows.stop)
-        reader = ActionReader(geometry.actions, [array[own] for array in self._slab.actions_for(buffer)])
-        writer = RowWriter(geometry.observations, self._slab.buffer(buffer).rows(self._rows), env_ids, rows)
+        reader = ActionReader(geometry.actions, [array[:, own] for array in actions], batch)
+        writer = RowWriter(geometry.observations, arrays, self._rows, env_ids, rows, buffer - strip.first)
         return _Place(None if group == EVERY_ENV else rows, reader, writer)
 
 

@@ -16,33 +16,64 @@ import numpy.typing as npt
 
 from aiovec.errors import InvalidEnvResultError
 from aiovec.exchange.layout import Layout, Leaf
-from aiovec.exchange.slab import Buffer
+from aiovec.exchange.slab import Buffer, StripArrays
 
 __all__ = ["RowWriter"]
 
 
 class RowWriter:
-    """One worker's rows of one buffer.
+    """One worker's rows of one buffer of a strip; `move` goes to another one.
+
+    It moves since a rollout has a buffer for each step: as many writers would be found in no cache of the CPU.
 
     Args:
         layout: Of one env's observation.
-        rows: The worker's rows.
+        arrays: The strip.
+        own: The worker's rows.
         env_ids: The envs they belong to.
-        group: Those that whole columns are about, if not all.
+        group: Those of its rows that whole columns are about, if not all.
+        index: Of the buffer in the strip.
     """
 
-    def __init__(self, layout: Layout, rows: Buffer, env_ids: range, group: range | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        arrays: StripArrays,
+        own: range,
+        env_ids: range,
+        group: range | None = None,
+        index: int = 0,
+    ) -> None:
         group = range(len(env_ids)) if group is None else group
         self._layout = layout
-        self._rows = rows
+        self._arrays = arrays
+        self._own = slice(own.start, own.stop)
         self._env_ids = env_ids
         self._group = group
-        own = self._own = rows.rows(slice(group.start, group.stop))
+        self._first = own.start + group.start
+        self._width = arrays.rewards.shape[1]
+        rows = slice(self._first, self._first + len(group))
         self._columns = [
-            _Column(leaf, array, of_group)
-            for leaf, array, of_group in zip(layout.fixed, rows.observations, own.observations, strict=True)
+            _Column(leaf, array[:, rows]) for leaf, array in zip(layout.fixed, arrays.observations, strict=True)
         ]
         self._pack_floats, self._pack_flags = _packers(len(group))
+        self._flags = [memoryview(flags.view(np.uint8).reshape(-1)) for flags in arrays[2:4]]  # type: ignore[arg-type]
+        self.move(index)
+
+    def move(self, index: int) -> None:
+        """Goes to a buffer of the strip."""
+        self._index = index
+        self._offset = index * self._width + self._first  # of the group, in rows
+        self._cached_rows: Buffer | None = None
+        for column in self._columns:
+            column.move(index)
+
+    @property
+    def _rows(self) -> Buffer:
+        """All of the worker's; not for the step path."""
+        if self._cached_rows is None:
+            self._cached_rows = self._arrays.buffer(self._index).rows(self._own)
+        return self._cached_rows
 
     def write_observations(self, observations: Sequence[Any]) -> dict[int, InvalidEnvResultError]:
         """Writes one observation a row of the group; the wrong ones are returned by row, and their rows hold nothing."""
@@ -66,8 +97,8 @@ class RowWriter:
             except InvalidEnvResultError as error:
                 errors[row] = error
             else:
-                for column, value in zip(self._columns, values, strict=True):
-                    column.rows[row] = value
+                for array, value in zip(self._rows.observations, values, strict=True):
+                    array[row] = value
         return errors
 
     def write_outcomes(
@@ -75,9 +106,10 @@ class RowWriter:
     ) -> dict[int, InvalidEnvResultError]:
         """Writes the other three columns of the group; the wrong ones are returned by row."""
         try:
-            self._pack_floats(self._own.rewards, 0, *rewards)
-            self._pack_flags(self._own.terminations, 0, *terminations)
-            self._pack_flags(self._own.truncations, 0, *truncations)
+            _, rewards_of_all, terminations_of_all, truncations_of_all, _ = self._arrays
+            self._pack_floats(rewards_of_all, 8 * self._offset, *rewards)
+            self._pack_flags(terminations_of_all, self._offset, *terminations)
+            self._pack_flags(truncations_of_all, self._offset, *truncations)
         except (struct.error, TypeError, ValueError):
             return self._write_outcomes_by_row(rewards, terminations, truncations)
         return {}
@@ -98,7 +130,7 @@ class RowWriter:
     def set_observation(self, row: int, observation: Any) -> None:
         """Writes one observation; raises `InvalidEnvResultError`, and then the row holds nothing."""
         if self._layout.is_array:  # the usual case: a comparison each, one copy
-            leaf, rows = self._layout.leaves[0], self._columns[0].rows
+            leaf, rows = self._layout.leaves[0], self._rows.observations[0]
             if type(observation) is np.ndarray and observation.shape == leaf.shape and observation.dtype == leaf.dtype:
                 rows[row] = observation
                 return
@@ -123,7 +155,8 @@ class RowWriter:
 
     def ended(self) -> Sequence[int]:
         """The rows of the group whose last written outcome ends an episode."""
-        both = (self._own.terminations.tobytes(), self._own.truncations.tobytes())
+        start, stop = self._offset, self._offset + len(self._group)
+        both = [flags[start:stop].tobytes() for flags in self._flags]
         if not (1 in both[0] or 1 in both[1]):
             return ()
         rows: set[int] = set()
@@ -146,31 +179,36 @@ def _packers(count: int) -> tuple[Any, Any]:
 
 
 class _Column:
-    """One leaf of all rows; whole columns are written to those of the group."""
+    """One leaf of the group's rows, `[buffers, rows, *leaf.shape]`."""
 
-    def __init__(self, leaf: Leaf, rows: npt.NDArray[Any], group: npt.NDArray[Any]) -> None:
+    def __init__(self, leaf: Leaf, rows: npt.NDArray[Any]) -> None:
         self.leaf = leaf
-        self.rows = rows
-        self._group = group
-        self._count = len(group)
+        num_buffers, self._count = rows.shape[:2]
         # The rows end to end: joining observations along their first axis is the cheapest way to write many.
-        self._joined = group.reshape(len(group) * leaf.shape[0], *leaf.shape[1:]) if leaf.shape else None
+        self._joined = (
+            rows.reshape(num_buffers, self._count * leaf.shape[0], *leaf.shape[1:]) if leaf.shape else rows
+        )
+        self._now = self._joined[0]
+
+    def move(self, index: int) -> None:
+        self._now = self._joined[index]
 
     def write(self, values: Sequence[Any]) -> None:
         """Raises `ValueError` or `TypeError` if any value does not fit; rows may then be half written."""
-        if self._joined is None:
+        shape = self.leaf.shape
+        if not shape:
             self._write_scalars(values)
             return
-        if list(map(len, values)).count(self._joined.shape[0] // self._count) != self._count:
+        if list(map(len, values)).count(shape[0]) != self._count:
             raise ValueError
         # Checks all other dimensions; casts as np.stack does in Gymnasium's SyncVectorEnv (same_kind).
-        np.concatenate(values, out=self._joined)
+        np.concatenate(values, out=self._now)
 
     def _write_scalars(self, values: Sequence[Any]) -> None:
         array = np.array(values)
-        if array.shape != self._group.shape or not np.can_cast(array.dtype, self.leaf.dtype, "same_kind"):
+        if array.shape != self._now.shape or not np.can_cast(array.dtype, self.leaf.dtype, "same_kind"):
             raise ValueError
-        self._group[...] = array
+        self._now[...] = array
 
 
 def _value(leaf: Leaf, observation: Any, env_index: int) -> Any:

@@ -34,7 +34,8 @@ class Pair:
             self.writer.map(arrays)
         half = num_envs // 2
         self.readers = [
-            ActionReader(layout, [array[rows] for array in arrays]) for rows in (slice(0, half), slice(half, num_envs))
+            ActionReader(layout, [array[None, rows] for array in arrays])
+            for rows in (slice(0, half), slice(half, num_envs))
         ]
 
     def through(self, actions: Any) -> list[Any]:

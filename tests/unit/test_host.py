@@ -47,7 +47,7 @@ class Hosted:
         self.layout = Layout(built.spaces[0].observation_space)
         slab = Slab.private(Geometry(len(env_fns), self.layout, Layout(built.spaces[0].action_space)))
         self.rows = slab.buffer(0)
-        self.writer = RowWriter(self.layout, self.rows, self.ids)
+        self.writer = RowWriter(self.layout, slab.strip_of(0).arrays, range(len(env_fns)), self.ids)
 
     def reset(
         self,

@@ -47,7 +47,7 @@ def test_areas_of_a_slab_are_apart_from_everything_else() -> None:
         assert area.leave(1, bytes([index + 1]) * largest)
     assert [area.take(1) for area in areas] == [bytes([index + 1]) * largest for index in range(6)]
     assert not any(array.any() for array in slab.buffer(0).arrays())
-    assert not any(array.any() for array in slab.actions_for(0))
+    assert not any(array.any() for array in slab.actions_for(0)[0])
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 64, 2048])

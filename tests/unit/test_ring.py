@@ -88,7 +88,7 @@ def test_a_loan_is_the_buffer_itself() -> None:
     own = slab.buffer(2).observations
     own[0][...] = 7
     image, speed = ring.lend(2)
-    assert np.shares_memory(image, slab.strip_of(2)[1])
+    assert np.shares_memory(image, slab.strip_of(2).memory)
     assert (image.shape, image.dtype, speed.shape, speed.dtype) == ((2, 4, 4), np.uint8, (2,), np.float32)
     assert np.all(image == 7)
     assert image.flags.writeable
@@ -287,6 +287,6 @@ def test_poison_shows_who_looks_at_what_is_gone() -> None:
     strips = RolloutStrips(slab, 1, poisons=True)
     taken = lease(slab, strips, 2)
     taken.arrays.rewards[...] = 1
-    rewards = slab.geometry.strip_arrays(slab.strip_of(taken.strip.first)[1], 3, 2).rewards
+    rewards = slab.geometry.strip_arrays(slab.strip_of(taken.strip.first).memory, 3, 2).rewards
     del taken
     assert np.all(np.isnan(rewards))

@@ -26,8 +26,7 @@ def make_writer(space: gym.Space[Any]) -> tuple[RowWriter, Buffer, Slab]:
     layout = Layout(space)
     slab = Slab.private(Geometry(9, layout, Layout(spaces.Discrete(2))))
     slab.memory.fill(1)
-    rows = slab.buffer(0).rows(ROWS)
-    return RowWriter(layout, rows, ENV_IDS), rows, slab
+    return RowWriter(layout, slab.strip_of(0).arrays, ENV_IDS, ENV_IDS), slab.buffer(0).rows(ROWS), slab
 
 
 def untouched(slab: Slab) -> bool:

@@ -45,10 +45,16 @@ def with_strips(geometry: Geometry, sizes: list[tuple[int, int]]) -> Slab:
     return slab
 
 
+def actions_for(slab: Slab, number: int) -> list[np.ndarray[Any, Any]]:
+    """The actions of all envs for the call that writes a buffer."""
+    arrays, index = slab.actions_for(number)
+    return [array[index] for array in arrays]
+
+
 def all_arrays(slab: Slab, num_buffers: int) -> list[np.ndarray[Any, Any]]:
     """The actions at home, then each buffer's arrays."""
     buffers = [slab.buffer(index) for index in range(num_buffers)]
-    return [*slab.actions_for(0), *(array for buffer in buffers for array in buffer.arrays())]
+    return [*actions_for(slab, 0), *(array for buffer in buffers for array in buffer.arrays())]
 
 
 @given(geometries, sizes)
@@ -117,25 +123,25 @@ def test_private_memory_is_zero_and_of_this_slab_alone() -> None:
 def test_the_buffers_of_a_strip_are_rows_of_its_arrays() -> None:
     """So what a rollout returns is what was written, step by step; numbers go on from strip to strip."""
     slab = with_strips(SMALL, [(1, 0), (4, 3), (2, 1)])
-    strip, memory = slab.strip_of(5)
+    strip, _, memory = slab.strip_of(5)
     assert (strip.first, strip.num_buffers) == (2, 4)
     arrays = SMALL.strip_arrays(memory, 4, 3)
     for index in range(4):
         slab.buffer(2 + index).rewards[...] = index
         slab.buffer(2 + index).observations[0][...] = index
     assert arrays.rewards[:, 0].tolist() == arrays.observations[0][:, 5, 3].tolist() == [0, 1, 2, 3]
-    assert slab.strip_of(6)[0].first == slab.strip_of(7)[0].first == 6
+    assert slab.strip_of(6).strip.first == slab.strip_of(7).strip.first == 6
 
 
 def test_each_step_of_a_rollout_has_its_own_actions() -> None:
     """The first buffer is what it begins with; a strip without actions has those at home."""
     slab = with_strips(SMALL, [(1, 0), (4, 3)])
-    slab.actions_for(0)[0][...] = 2
-    assert slab.actions_for(1)[0].tolist() == [2] * 6
+    actions_for(slab, 0)[0][...] = 2
+    assert actions_for(slab, 1)[0].tolist() == [2] * 6
     for step in range(3):
-        slab.actions_for(3 + step)[0][...] = step
-    assert SMALL.strip_arrays(slab.strip_of(2)[1], 4, 3).actions[0][:, 0].tolist() == [0, 1, 2]
-    assert slab.actions_for(0)[0].tolist() == [2] * 6
+        actions_for(slab, 3 + step)[0][...] = step
+    assert SMALL.strip_arrays(slab.strip_of(2).memory, 4, 3).actions[0][:, 0].tolist() == [0, 1, 2]
+    assert actions_for(slab, 0)[0].tolist() == [2] * 6
 
 
 def test_allocate_and_attach_show_the_same_memory(slab_fd: int) -> None:
@@ -144,9 +150,9 @@ def test_allocate_and_attach_show_the_same_memory(slab_fd: int) -> None:
     theirs = Slab.attach(SMALL, slab_fd)
     assert os.fstat(slab_fd).st_size == SMALL.nbytes
     theirs.buffer(0).rows(slice(2, 4)).observations[0][...] = 0.5
-    mine.actions_for(0)[0][...] = np.arange(6)
+    actions_for(mine, 0)[0][...] = np.arange(6)
     assert mine.buffer(0).observations[0].tolist() == [[0.0] * 4] * 2 + [[0.5] * 4] * 2 + [[0.0] * 4] * 2
-    assert theirs.actions_for(0)[0].tolist() == list(range(6))
+    assert actions_for(theirs, 0)[0].tolist() == list(range(6))
 
 
 def test_a_strip_behind_the_others_shows_the_same_memory(slab_fd: int) -> None:
@@ -173,14 +179,14 @@ def test_above_4_gib_every_offset_is_of_64_bits(slab_fd: int) -> None:
     mine, theirs = Slab.attach(geometry, slab_fd), Slab.attach(geometry, slab_fd)
     for slab in (mine, theirs):
         slab.attach_strip(strip, slab_fd)
-    assert mine.strip_of(7)[1].nbytes > 1 << 32
+    assert mine.strip_of(7).memory.nbytes > 1 << 32
     last = 7 + 1099
     theirs.buffer(last).observations[0][3, -3:] = 9
     theirs.buffer(last).truncations[3] = True
-    mine.actions_for(last)[0][3] = 1
+    actions_for(mine, last)[0][3] = 1
     assert mine.buffer(last).observations[0][3, -4:].tolist() == [0, 9, 9, 9]
     assert mine.buffer(last).truncations.tolist() == [False, False, False, True]
-    assert theirs.actions_for(last)[0].tolist() == [0, 0, 0, 1]
+    assert actions_for(theirs, last)[0].tolist() == [0, 0, 0, 1]
     assert not mine.buffer(last - 1).observations[0][3, -4:].any()
 
 
