@@ -103,7 +103,7 @@ def tests(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Every example, as its test runs it."""
     _install(session, "test", extras="[examples]")
-    # For `actor_learner.py`, whose tests are skipped without it. CI's machine has this one on its disk, for Python 3.11;
+    # For `actor_learner.py` and `ppo.py`, whose tests are skipped without it. CI's machine has this one on its disk, for Python 3.11;
     # by its "+cpu" nobody else downloads the gigabytes of CUDA that plain torch brings.
     session.install("--quiet", "torch==2.13.0+cpu", success_codes=[0, 1])
     session.run("pytest", "tests/examples", *session.posargs, env=_isolated())
