@@ -185,9 +185,7 @@ class _Column:
         self.leaf = leaf
         num_buffers, self._count = rows.shape[:2]
         # The rows end to end: joining observations along their first axis is the cheapest way to write many.
-        self._joined = (
-            rows.reshape(num_buffers, self._count * leaf.shape[0], *leaf.shape[1:]) if leaf.shape else rows
-        )
+        self._joined = rows.reshape(num_buffers, self._count * leaf.shape[0], *leaf.shape[1:]) if leaf.shape else rows
         self._now = self._joined[0]
 
     def move(self, index: int) -> None:
