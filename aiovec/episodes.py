@@ -48,11 +48,12 @@ class Episodes:
         flat_ends = ended.T.ravel()
         last = np.flatnonzero(flat_ends)
         starts = np.unique(np.concatenate([np.arange(num_envs) * num_steps, last[last + 1 < flat_ends.size] + 1]))
-        returns = np.add.reduceat(np.where(autoresets, 0.0, rewards).T.ravel(), starts)
+        with np.errstate(invalid="ignore"):  # an infinity and its opposite are NaN, and no reason to warn
+            returns = np.add.reduceat(np.where(autoresets, 0.0, rewards).T.ravel(), starts)
+            is_first = starts % num_steps == 0
+            returns[is_first] += self._returns
         lengths = np.add.reduceat((~autoresets).T.ravel().astype(np.int64), starts)
         envs = starts // num_steps
-        is_first = starts % num_steps == 0
-        returns[is_first] += self._returns
         lengths[is_first] += self._lengths
         stops = np.append(starts[1:], flat_ends.size)
         has_ended = flat_ends[stops - 1]

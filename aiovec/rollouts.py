@@ -214,7 +214,7 @@ class Collector:
     def _act(self, arrays: StripArrays, group: _Group, step: int, given: Any) -> dict[int, Any] | None:
         """Takes what the policy gave; where actions do not travel in the slab, returns the requests that bear them."""
         batches, layout = self._batches, self._actions.layout
-        actions, extras = _pair(given, self._is_tuple) if type(given) is tuple or self._is_tuple else (given, None)
+        actions, extras = _pair(given, self._is_tuple) if isinstance(given, tuple) or self._is_tuple else (given, None)
         if extras is not None or self._extras.are_expected:
             self._extras.store(step, group.array, extras)
         targets = [array[step] for array in arrays.actions]
@@ -252,9 +252,9 @@ class Collector:
 
 
 def _pair(given: Any, is_always: bool) -> tuple[Any, Any]:
-    if type(given) is not tuple or len(given) != 2:
+    if not isinstance(given, tuple) or len(given) != 2:
         expected = "a pair of actions and extras" if is_always else "a batch of actions, or a pair of it and extras"
-        got = f"a tuple of length {len(given)}" if type(given) is tuple else f"a {type(given).__name__}"
+        got = f"a tuple of length {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
         raise InvalidActionsError("what the policy gave", expected, got)
     actions, extras = given
     return actions, extras

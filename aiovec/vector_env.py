@@ -37,7 +37,8 @@ class AsyncVectorEnv:
 
     What `reset` and `step` return equals Gymnasium 1.4's `SyncVectorEnv`, step for step. It is yours: it never
     changes later, whatever you keep of it. Small observations are copied; large ones (64 KiB a batch and more)
-    are lent from the shared memory, which is used again only once the last array or tensor over it is gone.
+    are lent from the shared memory, which is used again only once the last array or tensor over it is gone. With the
+    environment variable ``AIOVEC_POISON_BUFFERS=1`` it is overwritten then, to show code that looks at it all the same.
 
     Args:
         env_fns: A function for each env that builds it. They travel by cloudpickle, so lambdas and classes of

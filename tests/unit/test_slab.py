@@ -97,14 +97,6 @@ def test_workers_rows_are_disjoint_and_cover(geometry: Geometry, num_workers: in
         assert np.all(array == 1)
 
 
-@given(st.integers(1, 300), st.data())
-def test_a_split_is_contiguous_and_even(num_envs: int, data: st.DataObject) -> None:
-    """All envs once, in order; no worker has more than one env above another."""
-    shares = split_evenly(num_envs, data.draw(st.integers(1, num_envs)))
-    assert [index for ids in shares for index in ids] == list(range(num_envs))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
 def test_rewards_and_flags_have_their_dtypes() -> None:
     """Gymnasium's dtypes, in each buffer."""
     buffer = with_strips(SMALL, [(1, 0), (3, 2)]).buffer(2)
