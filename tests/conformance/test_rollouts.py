@@ -98,7 +98,7 @@ async def compare(
             aiovec.AsyncVectorEnv(env_fns, autoreset_mode=mode, **cell_arguments(*cell), **kwargs)
         )
         policy = random_policy(envs, groups)
-        before, _ = await sync.reset(seed=7)
+        before, _ = await asyncio.to_thread(sync.envs.reset, seed=7)  # to draw its samples takes half a second
         await envs.reset(seed=7)
         for number, num_steps in enumerate((17, 1, 23)):
             rollout = await envs.rollout(policy, num_steps, groups=groups)
@@ -147,10 +147,10 @@ async def test_large_observations(mode: AutoresetMode, copies: bool | None) -> N
         await compare([partial(ImageEnv, nested)] * 4, mode, (2, True), groups, copy=copies)
 
 
-@loops_in_turn("on_failure", product(["raise", "restart"]))
-async def test_restart_changes_nothing_where_nothing_fails(on_failure: str) -> None:
-    for mode, cell, groups in product(MODES, CELLS[2:5], [1, 2]):
-        await compare([partial(SpaceEnv, SPACES["nested"])] * 6, mode, cell, groups, on_failure=on_failure)
+@loops_in_turn("mode,groups", product(MODES, [1, 2]))
+async def test_restart_changes_nothing_where_nothing_fails(mode: AutoresetMode, groups: int) -> None:
+    for cell in (CELLS[2], CELLS[5]):
+        await compare([partial(SpaceEnv, SPACES["nested"])] * 4, mode, cell, groups, on_failure="restart")
 
 
 @loops_in_turn("name", product(name for name in ACTION_SPACES if not name.endswith("no_items")))
