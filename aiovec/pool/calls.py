@@ -72,6 +72,7 @@ class Calls:
         self.inbox: Inbox = Inbox()
         self.pending: dict[int, PendingCall] = {}
         self.mending: Mending | None = mending
+        self.are_ending: bool = False  # `close` has begun: a rollout asks for nothing more
         self._loop = loop
         self._workers = workers
         self._replied_to_start = replied_to_start
@@ -227,7 +228,8 @@ class Calls:
         return self._post(call, _STEP_TOGETHER if self._together else _STEP, prepared, _NO_RESETS)
 
     def post_observe(self, lease: Lease) -> PendingCall:
-        """Asks every worker for its envs' last observations, in the first buffer of a rollout."""
+        """Asks every worker for its envs' last observations, in the first buffer of a rollout; raises as `post_group`."""
+        self._refuse_if_ending()
         self._discard_rest([*self.inbox])  # all envs were idle
         prepared = self._bare_requests
         call = PendingCall(self.next_seq(), "rollout", False, lease.strip.first, prepared, Answer(loop=self._loop))
@@ -247,10 +249,9 @@ class Calls:
             lease: The rollout's memory.
 
         Raises:
-            ClosedEnvironmentError: The vector was closed while the policy was awaited.
+            ClosedEnvironmentError: The vector is closed, or being closed, meanwhile.
         """
-        if self._ring is None:
-            raise ClosedEnvironmentError("rollout()")
+        self._refuse_if_ending()
         prepared = self._bare_requests if rows is None else rows
         call = PendingCall(
             self.next_seq(), "step", True, lease.strip.first + 1 + step, prepared, Answer(loop=self._loop), env_ids
@@ -260,6 +261,10 @@ class Calls:
             call.is_together = True
             self._tallies[index].begin_step()
         return self._post(call, _STEP_TOGETHER if call.is_together else _STEP, prepared, _NO_RESETS)
+
+    def _refuse_if_ending(self) -> None:
+        if self.are_ending or self._ring is None:
+            raise ClosedEnvironmentError("rollout()")
 
     def post_reset(
         self,

@@ -338,6 +338,7 @@ class Pool:
             The replies of the workers that closed their envs.
         """
         replies: list[Any] = []
+        self.calls.are_ending = True
         if ask and any(worker.alive for worker in self.workers):
             alive = [worker.index for worker in self.workers if worker.alive]
             call = self.calls.post(FrameKind.CLOSE, "close", self.calls.prepare(dict.fromkeys(alive)))

@@ -345,6 +345,28 @@ async def test_the_vector_ends_under_a_rollout(gate: Gate, how: str, groups: int
             await task
 
 
+@pytest.mark.parametrize("how_long", [0, 1, 2, 4, 8])
+async def test_a_rollout_goes_on_while_the_vector_is_being_closed(how_long: int) -> None:
+    """Its answers still come, since workers end in order; it asks for nothing more."""
+
+    async def policy(observations: Any) -> Any:
+        nonlocal closing
+        if observations[0, 2] == 3 and closing is None:
+            closing = asyncio.create_task(envs.close())
+        if closing is not None:
+            await turns(how_long)
+        return zeros(observations)
+
+    async with asyncio.timeout(BOUND_SECONDS):
+        closing: asyncio.Task[None] | None = None
+        envs = AsyncVectorEnv([LONG] * NUM_ENVS, num_workers=2, context=context_of_loop())
+        await envs.reset()
+        with pytest.raises(ClosedEnvironmentError):
+            await envs.rollout(policy, 1000, groups=2)
+        assert closing is not None
+        await closing
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("calls", [1, 2, 5])
 async def test_a_policy_may_close_the_vector(num_workers: int, calls: int) -> None:
