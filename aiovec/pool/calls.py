@@ -721,10 +721,11 @@ class Calls:
 
     def _take_reply_areas(self, call: PendingCall, workers: Iterable[int]) -> None:
         """Takes what workers have left of a step; a reply too large for its area is on its way by the socket."""
-        for index in tuple(workers) if self._reply_areas and index_in(call.group) < NUM_TALLIES else ():
+        tally = index_in(call.group)
+        for index in tuple(workers) if self._reply_areas and tally < NUM_TALLIES else ():
             if call.mended is not None and index in call.mended.in_parts:
                 continue  # what it had left was taken, and it was asked again
-            reply = self._reply_areas[index][index_in(call.group)].take(call.seq)
+            reply = self._reply_areas[index][tally].take(call.seq)
             if reply is not None and not self._workers[index].is_condemned:
                 self._take(call, index, reply)
 
