@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,7 +83,7 @@ class Ring:
         """The observations of a buffer; it comes back by itself when nobody holds them any more."""
         geometry = self._slab.geometry
         memory = self._slab.strip_of(buffer).memory
-        loan = _Loan(memory, lambda: self._free.append(buffer), self._poisons)
+        loan = _Loan(memory, partial(self._free.append, buffer), self._poisons)
         return geometry.observations.arrays(np.asarray(loan), geometry.num_envs)
 
 
@@ -136,7 +137,7 @@ class RolloutStrips:
         num_strips = sum(strip.num_actions >= num_steps for strip in self._strips)
         is_home = len(fitting) == 1 and num_strips > self._max_strips
         memory = self._slab.strip_of(strip.first).memory
-        loan = _Loan(memory, lambda: self._free.append(strip), self._poisons and not is_home)
+        loan = _Loan(memory, partial(self._free.append, strip), self._poisons and not is_home)
         if not is_home:
             memory = np.asarray(loan)
         elif self._poisons:  # with `copy=False` it was lent until now
@@ -146,7 +147,10 @@ class RolloutStrips:
 
 
 class _Loan:
-    """Lives as long as any array over what is lent: numpy keeps it as the base of all views."""
+    """Lives as long as any array over what is lent: numpy keeps it as the base of all views.
+
+    It holds its own piece of memory and no other: what a user keeps after the end must not keep the whole slab.
+    """
 
     def __init__(self, memory: npt.NDArray[np.uint8], give_back: Callable[[], None], poisons: bool) -> None:
         self.__array_interface__ = memory.__array_interface__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -290,3 +291,17 @@ def test_poison_shows_who_looks_at_what_is_gone() -> None:
     rewards = slab.geometry.strip_arrays(slab.strip_of(taken.strip.first).memory, 3, 2).rewards
     del taken
     assert np.all(np.isnan(rewards))
+
+
+@pytest.mark.parametrize("of", ["batch", "rollout"])
+def test_what_is_kept_does_not_keep_the_rest_of_the_slab(of: str) -> None:
+    """After the end of a vector a kept array holds its own strip alone."""
+    slab, strips = make_strips(2)
+    ring = Ring(slab, 1, lambda: None)
+    add(slab, ring)
+    kept = ring.lend(ring.take()) if of == "batch" else lease(slab, strips, 2).arrays
+    gone = weakref.ref(slab)
+    del slab, ring, strips
+    gc.collect()
+    assert gone() is None
+    assert len(kept) > 0
