@@ -320,7 +320,8 @@ class AsyncVectorEnv:
             self._batches = None  # it keeps the shared memory mapped; lent arrays do so by themselves
             if pool.memory.is_large:
                 await in_thread(pool.memory.forget)
-            pool.memory.forget()
+            else:
+                pool.memory.forget()
         except BaseException:
             self._batches = None
             pool.terminate()
