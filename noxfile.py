@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+EXTRAS = "[cli,notebook,wrappers]"
 
 if __name__ == "__main__" and importlib.util.find_spec("nox") is None:
     bootstrap = HERE / ".nox" / "bootstrap"
@@ -76,7 +77,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Mypy and pyright, both strict, and the completeness of the public types."""
-    _install(session, "typing")
+    _install(session, "typing", extras=EXTRAS)
     session.run("mypy", env=_isolated())
     session.run("pyright", env=_isolated())
     command = ("pyright", "--verifytypes", "aiovec", "--ignoreexternal", "--outputjson")
@@ -90,7 +91,7 @@ def typing(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The test suite, without the examples, on each Python that is there: whole on the first, a sample on the others."""
-    _install(session, "test")
+    _install(session, "test", extras=EXTRAS)
     chosen = session.posargs
     if not chosen:
         chosen = ["--numprocesses=3"]  # most tests wait for processes
@@ -102,7 +103,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def examples(session: nox.Session) -> None:
     """Every example, as its test runs it."""
-    _install(session, "test", extras="[examples]")
+    _install(session, "test", "examples", extras="[cli,examples,notebook,wrappers]")
     # For `actor_learner.py` and `ppo.py`, whose tests are skipped without it. CI's machine has this one on its disk, for Python 3.11;
     # by its "+cpu" nobody else downloads the gigabytes of CUDA that plain torch brings.
     session.install("--quiet", "torch==2.13.0+cpu", success_codes=[0, 1])
@@ -112,7 +113,7 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """The test suite with branch coverage, workers included."""
-    _install(session, "coverage", extras="[examples]")
+    _install(session, "coverage", "examples", extras="[cli,examples,notebook,wrappers]")
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs, env=_isolated())
     session.run("coverage", "combine", "--quiet")
