@@ -20,11 +20,13 @@ if TYPE_CHECKING or not _is_worker:
     from aiovec.async_env import AsyncEnv
     from aiovec.batcher import Batcher, BatcherStatistics
     from aiovec.batches import StepBatch
+    from aiovec.blocking import BlockingVectorEnv, register_vec
     from aiovec.errors import (
         AiovecError,
         AlreadyPendingCallError,
         BatcherClosedError,
         BatcherFullError,
+        CallTimeoutError,
         ClosedEnvironmentError,
         CrashLoopError,
         EnvTimeoutError,
@@ -38,10 +40,12 @@ if TYPE_CHECKING or not _is_worker:
         NotStartedError,
         RemoteError,
         ResetNeeded,
+        RunningLoopError,
         SlabMemoryError,
         SpaceMismatchError,
         WorkerDied,
         WorkerStartError,
+        WrappedCallError,
         WrongLoopError,
         failures,
     )
@@ -50,6 +54,7 @@ if TYPE_CHECKING or not _is_worker:
     from aiovec.statistics import PendingStatistics, VectorStatistics
     from aiovec.sub_env import SubEnv
     from aiovec.vector_env import AsyncVectorEnv
+    from aiovec.wrapping import wrap
 
 __all__ = [
     "AiovecError",
@@ -60,6 +65,8 @@ __all__ = [
     "BatcherClosedError",
     "BatcherFullError",
     "BatcherStatistics",
+    "BlockingVectorEnv",
+    "CallTimeoutError",
     "ClosedEnvironmentError",
     "CrashLoopError",
     "EnvTimeoutError",
@@ -75,6 +82,7 @@ __all__ = [
     "RemoteError",
     "ResetNeeded",
     "Rollout",
+    "RunningLoopError",
     "SlabMemoryError",
     "SpaceMismatchError",
     "StepBatch",
@@ -82,9 +90,12 @@ __all__ = [
     "VectorStatistics",
     "WorkerDied",
     "WorkerStartError",
+    "WrappedCallError",
     "WrongLoopError",
     "failures",
     "make_vec",
+    "register_vec",
+    "wrap",
 ]
 
 _HOMES = {
@@ -92,12 +103,15 @@ _HOMES = {
     "AsyncVectorEnv": "aiovec.vector_env",
     "Batcher": "aiovec.batcher",
     "BatcherStatistics": "aiovec.batcher",
+    "BlockingVectorEnv": "aiovec.blocking",
     "StepBatch": "aiovec.batches",
     "PendingStatistics": "aiovec.statistics",
     "Rollout": "aiovec.rollouts",
     "SubEnv": "aiovec.sub_env",
     "VectorStatistics": "aiovec.statistics",
     "make_vec": "aiovec.make",
+    "register_vec": "aiovec.blocking",
+    "wrap": "aiovec.wrapping",
 }
 
 

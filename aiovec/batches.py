@@ -121,13 +121,8 @@ class Batches:
             raise
         return calls.post_step(prepared, seq)
 
-    async def reset(self, target: ResetTargets) -> ResetResult:
-        """See `AsyncVectorEnv.reset`."""
-        return await self._reset(target, self.reset_result)
-
-    async def _reset(
-        self, target: ResetTargets, result: Callable[[PendingCall, list[BatchReply | None]], ResetResult]
-    ) -> ResetResult:
+    def begin_reset(self, target: ResetTargets) -> PendingCall:
+        """Asks for a reset; what is owed to these envs is waited out and discarded."""
         calls, states, workers = self.calls, self.states, self.pool.workers
         by_worker = {worker.index: target.request(worker.env_ids) for worker in workers}
         requests = {index: request for index, request in by_worker.items() if request is not None}
@@ -140,9 +135,7 @@ class Batches:
         seq = calls.next_seq()
         # With a mask all rows are answered, but only the masked envs change their state.
         states.begin_reset(seq, "reset", target.reset_ids, target.unmasked)
-        call = calls.post_reset(seq, prepared, requests, target.part, target.reset_ids)
-        replies: list[BatchReply | None] = await calls.answered(call)
-        return calls.completed(call, result, replies)
+        return calls.post_reset(seq, prepared, requests, target.part, target.reset_ids)
 
     def step_result(self, call: PendingCall, replies: list[BatchReply | None]) -> StepResult:
         """What `step` returns, or raises."""
@@ -371,9 +364,9 @@ class Batches:
 
     async def reset_one(self, env_index: int, seed: int | None, options: dict[str, Any] | None) -> ResetResult:
         """See `SubEnv.reset`."""
-        return await self._reset(
-            reset_targets(len(self._every_env), [seed], options, [env_index]), self.one_reset_result
-        )
+        call = self.begin_reset(reset_targets(len(self._every_env), [seed], options, [env_index]))
+        replies: list[BatchReply | None] = await self.calls.answered(call)
+        return self.calls.completed(call, self.one_reset_result, replies)
 
     def one_reset_result(self, call: PendingCall, replies: list[BatchReply | None]) -> ResetResult:
         """What the `reset` of a single env returns, or raises."""

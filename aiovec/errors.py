@@ -3,9 +3,12 @@
     AiovecError
     ├── AlreadyPendingCallError     an env is awaited or owed          (gymnasium's class too)
     ├── NoAsyncCallError            recv() with nothing pending        (gymnasium's class too)
+    ├── CallTimeoutError            a blocking call waited too long    (TimeoutError, and multiprocessing's)
     ├── ClosedEnvironmentError      the vector is closed               (gymnasium's class too)
     ├── NotStartedError             asked before the start             (RuntimeError)
     ├── WrongLoopError              asked from another event loop      (RuntimeError)
+    ├── RunningLoopError            a blocking call inside an event loop  (RuntimeError)
+    ├── WrappedCallError            what wrappers cannot know about    (TypeError)
     ├── ResetNeeded                 an env must be reset first         (gymnasium's class too)
     ├── InvalidActionsError         actions that do not fit the space  (gymnasium's InvalidAction, ValueError)
     ├── InvalidExtrasError          a policy's extras differ from step to step  (ValueError)
@@ -30,6 +33,7 @@ Constructors take facts and build the sentence; every class here survives pickli
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +46,7 @@ __all__ = [
     "AlreadyPendingCallError",
     "BatcherClosedError",
     "BatcherFullError",
+    "CallTimeoutError",
     "ClosedEnvironmentError",
     "CrashLoopError",
     "EnvTimeoutError",
@@ -55,10 +60,12 @@ __all__ = [
     "NotStartedError",
     "RemoteError",
     "ResetNeeded",
+    "RunningLoopError",
     "SlabMemoryError",
     "SpaceMismatchError",
     "WorkerDied",
     "WorkerStartError",
+    "WrappedCallError",
     "WrongLoopError",
     "add_note",
     "failures",
@@ -104,11 +111,16 @@ class AlreadyPendingCallError(AiovecError, gymnasium_error.AlreadyPendingCallErr
         env_ids: The busy envs.
     """
 
-    def __init__(self, command: str, env_ids: Sequence[int], owed: bool) -> None:
+    def __init__(self, command: str, env_ids: Sequence[int], owed: bool, *, begun: str | None = None) -> None:
         self.command = command
-        self.name = command  # gymnasium's attribute
+        self.name = begun or command  # gymnasium's attribute
         self.env_ids: tuple[int, ...] = tuple(env_ids)
-        if not env_ids:
+        if begun is not None:
+            text = (
+                f"{command}() refused: the answer of an earlier {begun} was not taken yet. `{begun}_wait()` takes it; "
+                f"`reset()` discards it, but only once a `{begun}_wait` has timed out or was interrupted; `close()` ends it."
+            )
+        elif not env_ids:
             text = f"{command}() refused: another task is in {command}() already. Await that first."
         elif owed:
             text = (
@@ -122,12 +134,34 @@ class AlreadyPendingCallError(AiovecError, gymnasium_error.AlreadyPendingCallErr
 
 
 class NoAsyncCallError(AiovecError, gymnasium_error.NoAsyncCallError):
-    """`recv` was asked although nothing is pending, so it would wait for ever."""
+    """`recv`, or a blocking `step_wait`, was asked although nothing is pending, so it would wait for ever."""
 
-    def __init__(self) -> None:
-        self.name = "recv"  # gymnasium's attribute
-        Exception.__init__(
-            self, "recv() refused: no env was sent an action, and none is owed. `await envs.send(actions)` first."
+    def __init__(self, command: str = "recv") -> None:
+        self.name = command  # gymnasium's attribute
+        if command == "recv":
+            text = "recv() refused: no env was sent an action, and none is owed. `await envs.send(actions)` first."
+        else:
+            text = f"{command}_wait() refused: there is no {command} to wait for. `{command}_async(…)` first."
+        Exception.__init__(self, text)
+
+
+class CallTimeoutError(AiovecError, TimeoutError, multiprocessing.TimeoutError):
+    """A call of a `BlockingVectorEnv` was not answered in time; it goes on, and can be waited for again.
+
+    Attributes:
+        command: ``"step"``, ``"reset"`` or ``"call"``.
+        seconds: How long it was waited for.
+        env_ids: The envs that have not answered.
+    """
+
+    def __init__(self, command: str, seconds: float, env_ids: Sequence[int]) -> None:
+        self.command = command
+        self.seconds = seconds
+        self.env_ids: tuple[int, ...] = tuple(env_ids)
+        who = name_envs(env_ids) if env_ids else "the answer"
+        super().__init__(
+            f"{command}_wait() has timed out after {seconds:g} s: it still waits for {who}. "
+            f"`{command}_wait()` waits again, `reset()` waits it out and discards it, `close()` ends it."
         )
 
 
@@ -165,6 +199,23 @@ class WrongLoopError(AiovecError, RuntimeError):
         if owner == "vector environment":
             text += "; `envs.terminate()` ends its workers from anywhere, also when that loop is closed"
         super().__init__(f"{text}.")
+
+
+class RunningLoopError(AiovecError, RuntimeError):
+    """A `BlockingVectorEnv` was used where an event loop runs, which it would block; nothing was done."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(
+            f"{command} inside a running event loop, which it would block (a notebook always runs one). Use "
+            "`AsyncVectorEnv` with `await`; or run the code that blocks by `await asyncio.to_thread(…)`."
+        )
+
+
+class WrappedCallError(AiovecError, TypeError):
+    """Something was asked of wrapped envs that would go past their wrappers; nothing was done."""
+
+    def __init__(self, name: str, wrappers: Sequence[str], advice: str) -> None:
+        super().__init__(f"`{name}` would go past {', '.join(wrappers)}. {advice}")
 
 
 class ResetNeeded(AiovecError, gymnasium_error.ResetNeeded):  # noqa: N818  Gymnasium's name

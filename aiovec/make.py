@@ -14,9 +14,9 @@ from gymnasium.envs.registration import EnvSpec
 from aiovec.async_env import AsyncEnv, AsyncTimeLimit
 from aiovec.vector_env import AsyncVectorEnv
 
-__all__ = ["make_vec"]
+__all__ = ["VECTOR_OPTIONS", "env_maker", "find_spec", "make_vec"]
 
-_VECTOR_OPTIONS = frozenset(inspect.signature(AsyncVectorEnv).parameters) - {"env_fns"}
+VECTOR_OPTIONS = frozenset(inspect.signature(AsyncVectorEnv).parameters) - {"env_fns"}
 
 
 def make_vec(
@@ -44,7 +44,7 @@ def make_vec(
         TypeError: `num_envs` is no int.
         ValueError: `num_envs` is below one.
     """
-    misplaced = sorted(_VECTOR_OPTIONS & set(env_kwargs))
+    misplaced = sorted(VECTOR_OPTIONS & set(env_kwargs))
     if misplaced:
         given = ", ".join(f"{name!r}: {env_kwargs[name]!r}" for name in misplaced)
         raise TypeError(f"{', '.join(misplaced)}: an option of the vector; pass `vector_kwargs={{{given}}}`")
@@ -52,23 +52,33 @@ def make_vec(
         raise TypeError(f"num_envs={num_envs!r}: expected an int")
     if num_envs < 1:
         raise ValueError(f"num_envs={num_envs!r}: expected a number of envs from 1")
-    spec = copy.deepcopy(id_or_spec if isinstance(id_or_spec, EnvSpec) else _find_spec(id_or_spec))
-    maker = _EnvMaker(spec, {**spec.kwargs, **env_kwargs}, tuple(wrappers))
-    spec.kwargs = {}
+    spec = id_or_spec if isinstance(id_or_spec, EnvSpec) else find_spec(id_or_spec)
+    maker = env_maker(spec, wrappers, env_kwargs)
     envs = AsyncVectorEnv([maker] * num_envs, **(vector_kwargs or {}))
-    envs.spec = copy.deepcopy(spec)
+    envs.spec = copy.deepcopy(maker.spec)
     envs.spec.kwargs = dict(maker.env_kwargs)
     return envs
 
 
-def _find_spec(env_id: str) -> EnvSpec:
+def env_maker(
+    spec: EnvSpec, wrappers: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]], env_kwargs: Mapping[str, Any]
+) -> EnvMaker:
+    """An env_fn of a spec, with what is added to the arguments that the spec itself has."""
+    spec = copy.deepcopy(spec)
+    env_kwargs = {**spec.kwargs, **env_kwargs}
+    spec.kwargs = {}
+    return EnvMaker(spec, env_kwargs, tuple(wrappers))
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """The spec of a registered id, whose module is imported where the id names one."""
     module, _, name = env_id.rpartition(":")
     if module:
         __import__(module)
     return gym.spec(name)
 
 
-class _EnvMaker:
+class EnvMaker:
     """An env_fn that travels as a spec."""
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -16,8 +16,8 @@ from aiovec.arguments import check_plan, check_recv, check_rollout, env_ids_of, 
 from aiovec.batches import Batches, StepBatch, StepResult
 from aiovec.errors import ClosedEnvironmentError, NotStartedError, WrongLoopError
 from aiovec.exchange.failures import as_one_exception
-from aiovec.exchange.frames import FrameKind
-from aiovec.exchange.messages import CallReply, CallRequest, SetAttrRequest
+from aiovec.exchange.messages import CallReply
+from aiovec.method_calls import MethodCall, begin_call, begin_set_attr
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, Started, start
 from aiovec.pool.threads import in_thread
@@ -342,13 +342,15 @@ class AsyncVectorEnv:
     def __del__(self) -> None:
         if getattr(self, "_started", None) is None or self._closed:
             return
-        warnings.warn(
-            f"{self!r} was never closed: use `async with`, or `await envs.close()`",
-            ResourceWarning,
-            stacklevel=2,
-            source=self,
-        )
-        self.terminate()
+        try:
+            warnings.warn(
+                f"{self!r} was never closed: use `async with`, or `await envs.close()`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+        finally:  # also where warnings are errors
+            self.terminate()
 
     def _ready(self, command: str) -> Batches:
         """What calls go through, if this one may be made here and now."""
@@ -397,7 +399,10 @@ class AsyncVectorEnv:
         """
         if not self._closed and self._started is None:
             await self._start("reset()")
-        return await self._ready("reset()").reset(reset_targets(self._num_envs, seed, options, env_ids))
+        batches = self._ready("reset()")
+        call = batches.begin_reset(reset_targets(self._num_envs, seed, options, env_ids))
+        replies = await batches.calls.answered(call)
+        return batches.calls.completed(call, batches.reset_result, replies)
 
     async def step(self, actions: Any) -> StepResult:
         """Steps every env once.
@@ -597,7 +602,7 @@ class AsyncVectorEnv:
             EnvTimeoutError: A call took longer than `step_timeout`; likewise.
             Exception: What an env's method raised, or an `ExceptionGroup` of several; the others ran.
         """
-        return await self._call(FrameKind.CALL, name, env_ids, lambda rows, _ids: CallRequest(rows, name, args, kwargs))
+        return await self._answered(begin_call(self._ready(f"{name}()"), name, args, kwargs, env_ids))
 
     async def get_attr(self, name: str, *, env_ids: Sequence[int] | None = None) -> tuple[Any, ...]:
         """An attribute of each env, or of some; as in Gymnasium, a callable one is called."""
@@ -611,47 +616,14 @@ class AsyncVectorEnv:
             values: A list or tuple has one value an env; anything else is set for all.
             env_ids: Only these envs.
         """
-        ids = range(self._num_envs) if env_ids is None else env_ids_of(self._num_envs, env_ids)
-        if not isinstance(values, (list, tuple)):
-            values = [values] * len(ids)
-        if len(values) != len(ids):
-            raise ValueError(f"values has length {len(values)}, but {len(ids)} envs: one value each, or a single one")
-        by_env = dict(zip(ids, values, strict=True))
-        await self._call(
-            FrameKind.SET_ATTR,
-            f"set_attr({name!r})",
-            env_ids,
-            lambda rows, chosen: SetAttrRequest(rows, name, [by_env[env_index] for env_index in chosen]),
-        )
+        await self._answered(begin_set_attr(self._ready("set_attr()"), name, values, env_ids))
 
     async def render(self, *, env_ids: Sequence[int] | None = None) -> tuple[Any, ...]:
         """What each env, or some, render: one frame an env, as its `render` gives it."""
         return await self.call("render", env_ids=env_ids)
 
-    async def _call(
-        self,
-        kind: FrameKind,
-        name: str,
-        env_ids: Sequence[int] | None,
-        request: Callable[[list[int] | None, Sequence[int]], CallRequest | SetAttrRequest],
-    ) -> tuple[Any, ...]:
-        batches = self._ready(f"{name}()")
-        calls = batches.calls
-        ids = range(self._num_envs) if env_ids is None else env_ids_of(self._num_envs, env_ids)
-        asked: dict[int, list[int]] = {}
-        messages: dict[int, CallRequest | SetAttrRequest] = {}
-        for worker in batches.pool.workers:
-            chosen = [env_index for env_index in ids if env_index in worker.env_ids]
-            if chosen:
-                asked[worker.index] = chosen
-                messages[worker.index] = request([i - worker.env_ids.start for i in chosen], chosen)
-        call = calls.post(kind, name, calls.prepare(messages))
-        replies: list[CallReply] = await calls.answered(call)
-        calls.done(call)
-        records = [record for reply in replies for record in reply.failures]
-        if records:
-            raise as_one_exception(name, records)
-        results: dict[int, Any] = {}
-        for chosen, reply in zip(asked.values(), replies, strict=True):
-            results.update(zip(chosen, reply.results, strict=True))
-        return tuple(results[env_index] for env_index in ids)
+    @staticmethod
+    async def _answered(asked: MethodCall) -> tuple[Any, ...]:
+        calls = asked.batches.calls
+        replies: list[CallReply] = await calls.answered(asked.call)
+        return calls.completed(asked.call, asked.result, replies)

@@ -101,3 +101,28 @@ async def batched(policy: Callable[[Any], Any]) -> None:
 
 def failed(exception: Exception) -> None:
     assert_type(aiovec.failures(exception), list[aiovec.Failure])
+
+
+def blocking() -> None:
+    envs = aiovec.BlockingVectorEnv([lambda: gym.make("CartPole-v1")], copy=True, num_workers=2)
+    assert_type(envs.num_workers, int)
+    assert_type(envs.reset(seed=1), tuple[Any, dict[str, Any]])
+    envs.step_async([0])
+    _, rewards, _, _, infos = envs.step_wait(timeout=1.0)
+    assert_type(rewards, npt.NDArray[np.float64])
+    assert_type(infos, dict[str, Any])
+    assert_type(envs.call("method", env_ids=[0]), tuple[Any, ...])
+    assert_type(envs.recv(), aiovec.StepBatch)
+    assert_type(envs.rollout(np.asarray, 8), aiovec.Rollout)
+    wrapped: gym.vector.VectorEnv[Any, Any, Any] = gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    assert_type(wrapped.num_envs, int)
+    assert_type(aiovec.register_vec("CartPole-v1"), str)
+
+
+async def wrapped(envs: aiovec.AsyncVectorEnv) -> None:
+    async with aiovec.wrap(envs, gym.wrappers.vector.RecordEpisodeStatistics) as wrapped:
+        assert_type(wrapped.unwrapped, aiovec.AsyncVectorEnv)
+        assert_type(await wrapped.reset(seed=1), tuple[Any, dict[str, Any]])
+        _, rewards, *_ = await wrapped.step([0])
+        assert_type(rewards, npt.NDArray[np.float64])
+        assert_type(wrapped.return_queue, Any)

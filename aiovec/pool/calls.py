@@ -379,16 +379,23 @@ class Calls:
             else:
                 replies = self.read(call) if has_something_to_say else []
         except BaseException:
-            if call.lease is not None:
-                pass  # it is seen to by the rollout, with its other calls
-            elif call.is_batch:
-                self._abandon(call)
-            else:
-                self._drop(call)
+            if call.lease is None:  # else it is seen to by the rollout, with its other calls
+                self.leave(call)
             raise
         if call.is_batch and self._ring is None:  # terminated between the answer and our turn
             raise ClosedEnvironmentError(f"{call.command}()")
         return replies
+
+    def leave(self, call: PendingCall) -> None:
+        """Nobody waits for a call any more: the rows of a batch are owed from now on, another answer is dropped."""
+        if call.is_batch:
+            self._abandon(call)
+        else:
+            self._drop(call)
+
+    def has_nothing_to_say(self, call: PendingCall) -> bool:
+        """Whether a call that has ended brought rows in the slab and no more: `answered` would give no replies."""
+        return not (call.deaths or call.mended is not None or any(call.payloads.values())) and self._ring is not None
 
     def completed(
         self, call: PendingCall, result: Callable[[PendingCall, list[Any]], _Result], replies: list[Any]

@@ -36,6 +36,7 @@ class InProcessWorker:
     """All envs of a vector, held by the parent.
 
     Args:
+        loop: What the vector belongs to.
         env_ids: All of them.
         slab: Gives the parent's own memory.
         replied: Called with the worker's index and each reply.
@@ -44,6 +45,7 @@ class InProcessWorker:
 
     def __init__(
         self,
+        loop: asyncio.AbstractEventLoop,
         env_ids: range,
         slab: Callable[[Geometry], Slab],
         replied: Callable[[int, Frame], None],
@@ -56,6 +58,7 @@ class InProcessWorker:
         self.is_condemned: bool = False
         self.exitcode: int | None = None
         self.ended: asyncio.Event = asyncio.Event()
+        self._loop = loop
         self._replied = replied
         self._resume = resume
         self._doing = [IDLE, 0]
@@ -94,10 +97,9 @@ class InProcessWorker:
         may_be_cancelled: bool = False,
     ) -> None:
         """Does what a request asks; what is answered on the spot is delivered by the loop's next turn."""
-        loop = asyncio.get_running_loop()
 
         def ended() -> None:
-            loop.call_soon(self._deliver, frame._replace(payload=copied(work.reply())))
+            self._loop.call_soon(self._deliver, frame._replace(payload=copied(work.reply())))
 
         self._lanes.do(work.turns, ended, may_be_cancelled)
 
@@ -161,8 +163,8 @@ class InProcessWorker:
         self._lanes.do(work.turns, built, may_be_cancelled=False)
 
     def _open_lane(self, request: BuildRequest, asynchronous: Sequence[int]) -> None:
-        loop, timeout, grace = asyncio.get_running_loop(), request.step_timeout, request.close_grace
-        self._async_lane = AsyncLane(loop, self.env_ids, timeout, grace, [IDLE, 0], [IDLE, 0], self._clock)
+        timeout, grace = request.step_timeout, request.close_grace
+        self._async_lane = AsyncLane(self._loop, self.env_ids, timeout, grace, [IDLE, 0], [IDLE, 0], self._clock)
         self._lanes = Lanes([InlineLane(self._doing, self._clock)], dict.fromkeys(asynchronous, self._async_lane))
 
     def _map(self, frame: Frame) -> None:

@@ -117,7 +117,9 @@ class Pool:
         """Starts every process, one after the other without waiting for any, and connects to it."""
         if not self._num_workers:
             self.workers.append(
-                InProcessWorker(self._env_ids[0], self._in_process_slab, self.calls.replied, self.calls.resume)
+                InProcessWorker(
+                    self.loop, self._env_ids[0], self._in_process_slab, self.calls.replied, self.calls.resume
+                )
             )
             return
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
+import multiprocessing
 import pickle
 import signal
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from aiovec.errors import (
     AlreadyPendingCallError,
     BatcherClosedError,
     BatcherFullError,
+    CallTimeoutError,
     ClosedEnvironmentError,
     CrashLoopError,
     EnvTimeoutError,
@@ -31,10 +33,12 @@ from aiovec.errors import (
     NotStartedError,
     RemoteError,
     ResetNeeded,
+    RunningLoopError,
     SlabMemoryError,
     SpaceMismatchError,
     WorkerDied,
     WorkerStartError,
+    WrappedCallError,
     WrongLoopError,
     failures,
     name_envs,
@@ -62,6 +66,36 @@ ERRORS: dict[
         (gymnasium.error.AlreadyPendingCallError,),
         {"command": "recv", "env_ids": ()},
         ("recv() refused", "another task is in recv()"),
+    ),
+    "begun before": (
+        lambda: AlreadyPendingCallError("reset", (), owed=True, begun="step"),
+        (gymnasium.error.AlreadyPendingCallError,),
+        {"command": "reset", "env_ids": (), "name": "step"},
+        ("reset() refused: the answer of an earlier step was not taken yet.", "`step_wait()` takes it;"),
+    ),
+    "nothing begun": (
+        lambda: NoAsyncCallError("step"),
+        (gymnasium.error.NoAsyncCallError,),
+        {"name": "step"},
+        ("step_wait() refused: there is no step to wait for. `step_async(…)` first.",),
+    ),
+    "blocking call timed out": (
+        lambda: CallTimeoutError("step", 0.5, [2, 3]),
+        (TimeoutError, multiprocessing.TimeoutError),
+        {"command": "step", "seconds": 0.5, "env_ids": (2, 3)},
+        ("step_wait() has timed out after 0.5 s: it still waits for envs 2, 3.", "`reset()` waits it out"),
+    ),
+    "running loop": (
+        lambda: RunningLoopError("step()"),
+        (RuntimeError,),
+        {},
+        ("step() inside a running event loop", "Use `AsyncVectorEnv` with `await`"),
+    ),
+    "past wrappers": (
+        lambda: WrappedCallError("send", ["ClipReward", "Own"], "Use something else."),
+        (TypeError,),
+        {},
+        ("`send` would go past ClipReward, Own. Use something else.",),
     ),
     "nothing to receive": (
         NoAsyncCallError,

@@ -1,0 +1,115 @@
+"""An event loop that runs in the calling thread, and only while a call waits there.
+
+What was asked of workers goes on when it does not run: their answers lie in sockets and in shared memory until it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any, TypeVar
+
+__all__ = ["PrivateLoop"]
+
+_Result = TypeVar("_Result")
+
+
+class PrivateLoop:
+    """One loop, run by turns from code that has none.
+
+    A Ctrl-C ends a wait between two callbacks of the loop, never within one, so that nothing is left half done; another
+    one before the first has come through is Python's own.
+    """
+
+    def __init__(self) -> None:
+        # asyncio's own: in the turn that ends a wait for time it has looked at every descriptor, also after 0 seconds.
+        self._runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
+        self._loop = self._runner.get_loop()
+        self._context = contextvars.copy_context()
+        self._is_late = False
+        self._is_interrupted = False
+
+    def __repr__(self) -> str:
+        return f"<PrivateLoop running={self.is_running}>"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether somebody waits at the moment: another thread."""
+        return self._loop.is_running()
+
+    def wait(self, future: asyncio.Future[Any], timeout: float | None = None) -> bool:
+        """Runs the loop until a future of it is done.
+
+        Args:
+            future: Anything that is of this loop.
+            timeout: Seconds; `None`: no limit. What has come by then is seen, also with 0.
+
+        Returns:
+            Whether it is done.
+
+        Raises:
+            KeyboardInterrupt: A Ctrl-C; what the future stands for goes on.
+        """
+        self._is_late = self._is_interrupted = False
+        handles_signal = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if handles_signal:
+            signal.signal(signal.SIGINT, self._interrupt)
+        timer = None if timeout is None else self._loop.call_later(max(timeout, 0.0), self._too_late)
+        future.add_done_callback(self._done, context=self._context)
+        try:
+            while not (future.done() or self._is_late or self._is_interrupted):
+                self._loop.run_forever()
+        finally:
+            if not future.done():
+                future.remove_done_callback(self._done)
+            if timer is not None:
+                timer.cancel()
+            if handles_signal:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+        return future.done()
+
+    def run(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+        """Runs a coroutine to its end; a Ctrl-C cancels it, and is raised when it has ended."""
+        task = self._loop.create_task(coroutine)
+        try:
+            self.wait(task)
+        except KeyboardInterrupt:
+            task.cancel()
+            self.wait(task)
+            if not task.cancelled():
+                task.exception()  # the Ctrl-C goes first
+            raise
+        return task.result()
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Calls a function after so many seconds, if the loop runs then."""
+        self._loop.call_later(seconds, function)
+
+    def close(self) -> None:
+        """Closes the loop, for good."""
+        if asyncio._get_running_loop() is None:  # noqa: SLF001  get_running_loop, without its exception
+            self._runner.close()
+        else:  # the collector found its owner in the middle of another loop
+            self._loop.close()
+
+    def _done(self, _future: asyncio.Future[Any]) -> None:
+        self._loop.stop()
+
+    def _too_late(self) -> None:
+        self._is_late = True
+        self._loop.stop()
+
+    def _interrupt(self, _signal_number: int, _frame: FrameType | None) -> None:
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+        self._is_interrupted = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
