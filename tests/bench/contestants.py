@@ -112,11 +112,20 @@ class Aiovec:
     """
 
     def __init__(
-        self, env_fn: EnvFn, num_envs: int, num_workers: int, rows: list[Any], new_loop: Any = None, **kwargs: Any
+        self,
+        env_fn: EnvFn,
+        num_envs: int,
+        num_workers: int,
+        rows: list[Any],
+        new_loop: Any = None,
+        wrappers: tuple[Any, ...] = (),
+        **kwargs: Any,
     ) -> None:
         self._rows = rows
         self._runner = asyncio.Runner(loop_factory=new_loop)
-        self._envs = aiovec.AsyncVectorEnv([env_fn] * num_envs, num_workers=num_workers, **kwargs)
+        self._envs: Any = aiovec.AsyncVectorEnv([env_fn] * num_envs, num_workers=num_workers, **kwargs)
+        if wrappers:
+            self._envs = aiovec.wrap(self._envs, *wrappers)
         self.longest_gap = 0.0
         self.cpu_seconds = 0.0
         self.steps = 0
@@ -247,6 +256,15 @@ class Gymnasium:
     def close(self) -> None:
         """Ends the processes."""
         self._envs.close()
+
+
+class Blocking(Gymnasium):
+    """`BlockingVectorEnv`, whose loop is run in each step."""
+
+    def __init__(self, env_fn: EnvFn, num_envs: int, num_workers: int, rows: list[Any]) -> None:
+        self._rows = rows
+        self._envs = aiovec.BlockingVectorEnv([env_fn] * num_envs, num_workers=num_workers)
+        self._last, _ = self._envs.reset(seed=0)
 
 
 class TorchRL:

@@ -205,6 +205,29 @@ def cost_of_single_steps(rounds: int, turn: Callable[[], None]) -> tuple[float, 
     return statistics.median(tasks), statistics.median(batches)
 
 
+def other_faces(rounds: int, turn: Callable[[], None]) -> list[tuple[str, str, str]]:
+    """64 CartPole: what `BlockingVectorEnv`, and `wrap` with a wrapper that does nothing, cost above an awaited step."""
+    rows = contestants.action_rows(bench_envs.cartpole, 64)
+    awaited = contestants.Aiovec(bench_envs.cartpole, 64, NUM_WORKERS, rows)
+    faces: dict[str, contestants.Aiovec | contestants.Blocking] = {
+        "`BlockingVectorEnv`": contestants.Blocking(bench_envs.cartpole, 64, NUM_WORKERS, rows),
+        "`wrap`": contestants.Aiovec(bench_envs.cartpole, 64, NUM_WORKERS, rows, wrappers=(gym.vector.VectorWrapper,)),
+    }
+    above: dict[str, list[float]] = {name: [] for name in faces}
+    for _ in range(4 * rounds):  # short ones in turn: a difference of microseconds
+        for name, face in faces.items():
+            before = awaited.run(300)
+            seconds = face.run(300)
+            above[name].append((seconds - (before + awaited.run(300)) / 2) / 300)
+        turn()
+    for contestant in (awaited, *faces.values()):
+        contestant.close()
+    return [
+        (f"{name}, 64 CartPole, above an awaited step", f"{statistics.median(differences) * 1e6:.0f} µs", target)
+        for (name, differences), target in zip(above.items(), ("≤ 30 µs", ""), strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class RolloutRow:
     """Medians of rollouts of so many envs, seconds a vector step; ratios are medians of the rounds' ratios."""
@@ -369,6 +392,9 @@ def main() -> None:
             start, imported = start_cost(arguments.rounds, lambda: progress.advance(task))
             ratio = f"{start * 1e3:.0f} ms = {start / imported:.2f} × `import gymnasium`"
             extra.append(("start of 2 workers", ratio, "≤ 1.5 ×"))
+        if not arguments.only or arguments.only in "other faces":
+            task = progress.add_task("other faces", total=4 * arguments.rounds)
+            extra += other_faces(arguments.rounds, lambda: progress.advance(task))
         if not arguments.only or arguments.only in "rollouts":
             extra += rollouts(arguments.rounds, progress)
             task = progress.add_task("64 Breakout", total=arguments.rounds)
