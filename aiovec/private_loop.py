@@ -5,6 +5,7 @@ What was asked of workers goes on when it does not run: their answers lie in soc
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` makes enumerations of what it gives: 25 µs in each wait
 import asyncio
 import contextvars
 import signal
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 __all__ = ["PrivateLoop"]
 
 _Result = TypeVar("_Result")
+
+_SIGINT = int(signal.SIGINT)
 
 
 class PrivateLoop:
@@ -57,10 +60,10 @@ class PrivateLoop:
         self._is_late = self._is_interrupted = False
         handles_signal = (
             threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            and _signal.getsignal(_SIGINT) is signal.default_int_handler
         )
         if handles_signal:
-            signal.signal(signal.SIGINT, self._interrupt)
+            _signal.signal(_SIGINT, self._interrupt)
         timer = None if timeout is None else self._loop.call_later(max(timeout, 0.0), self._too_late)
         future.add_done_callback(self._done, context=self._context)
         try:
@@ -72,7 +75,7 @@ class PrivateLoop:
             if timer is not None:
                 timer.cancel()
             if handles_signal:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                _signal.signal(_SIGINT, signal.default_int_handler)
         if self._is_interrupted:
             raise KeyboardInterrupt
         return future.done()

@@ -17,7 +17,7 @@ from aiovec.errors import (
     ResetNeeded,
     WrappedCallError,
 )
-from aiovec.greenlets import await_here, under_await
+from aiovec.greenlets import UnderAwait, await_here
 from aiovec.vector_env import AsyncVectorEnv
 
 __all__ = ["VectorWrapperFn", "WrappedVectorEnv"]
@@ -45,12 +45,13 @@ class WrappedVectorEnv:
         wrappers: See `wrap`.
     """
 
-    __slots__ = ("_busy", "_envs", "_is_interrupted", "_outermost", "_wrappers")
+    __slots__ = ("_busy", "_envs", "_is_interrupted", "_outermost", "_under_await", "_wrappers")
 
     def __init__(self, envs: AsyncVectorEnv, wrappers: Sequence[VectorWrapperFn]) -> None:
         self._envs: AsyncVectorEnv = envs
         self._wrappers: tuple[VectorWrapperFn, ...] = tuple(wrappers)
         self._outermost: VectorEnv[Any, Any, Any] | None = None
+        self._under_await: UnderAwait = UnderAwait()
         self._busy: bool = False
         self._is_interrupted: bool = False  # since a call was cancelled, wrappers and envs are not in step
 
@@ -150,11 +151,11 @@ class WrappedVectorEnv:
         A call that another task awaits is told `ClosedEnvironmentError`.
         """
         if self._busy or terminate:
-            await self._envs.close(terminate=terminate)
+            await self._envs.close(terminate=terminate)  # what another task awaits in the wrappers ends
         outermost, self._outermost = self._outermost, None
         try:
             if outermost is not None:
-                await under_await(outermost.close)
+                await UnderAwait().run(outermost.close)
         finally:
             await self._envs.close(terminate=terminate)
 
@@ -220,7 +221,7 @@ class WrappedVectorEnv:
             raise AlreadyPendingCallError(command, range(self.num_envs), owed=False)
         self._busy = True
         try:
-            return await under_await(function, *args, **kwargs)
+            return await self._under_await.run(function, *args, **kwargs)
         except Exception:
             raise
         except BaseException:
