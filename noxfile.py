@@ -102,12 +102,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Every example, as its test runs it."""
-    _install(session, "test", "examples", extras="[cli,examples,notebook,wrappers]")
-    # For `actor_learner.py` and `ppo.py`, whose tests are skipped without it. CI's machine has this one on its disk, for Python 3.11;
+    """Every example, as its test runs it; and Gymnasium's wrappers, with all that some of them need."""
+    _install(session, "test", "examples", "wrappers", extras="[cli,examples,notebook,wrappers]")
+    # For `actor_learner.py`, `ppo.py` and some wrappers, whose tests are skipped without it. CI's machine has this one on its disk, for Python 3.11;
     # by its "+cpu" nobody else downloads the gigabytes of CUDA that plain torch brings.
     session.install("--quiet", "torch==2.13.0+cpu", success_codes=[0, 1])
-    session.run("pytest", "tests/examples", *session.posargs, env=_isolated())
+    session.run("pytest", "tests/examples", "tests/conformance/test_wrapping.py", *session.posargs, env=_isolated())
 
 
 @nox.session

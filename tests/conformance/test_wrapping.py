@@ -22,7 +22,6 @@ pytestmark = [
     # Gymnasium says these of its own wrappers, and of a folder that the run before has filled.
     pytest.mark.filterwarnings("ignore:.*(Overwriting existing videos|same-step|precision lowered).*:UserWarning"),
     pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:.*os.fork.*:RuntimeWarning"),  # jax has threads
 ]
 
 MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)
