@@ -130,6 +130,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def pictures(session: nox.Session) -> None:
+    """The pictures of the README, from what `bench` has left in docs/bench.json."""
+    session.install("--quiet", "matplotlib>=3.8")
+    session.run("python", "docs/pictures.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """CartPole and Breakout, many at once, under await in one event loop."""
     session.install("--quiet", ".[examples]")

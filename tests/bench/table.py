@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import importlib.util
+import json
 import os
 import platform
 import statistics
@@ -374,6 +375,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds a row")
     parser.add_argument("--only", default="", help="rows whose name has this text")
     parser.add_argument("--markdown", action="store_true", help="print the table for the README")
+    parser.add_argument("--json", type=Path, help="write what the picture of the README shows")
     arguments = parser.parse_args()
     works = [work for work in WORKS if arguments.only in work.name]
     console = Console()
@@ -410,6 +412,19 @@ def main() -> None:
         extra.append(("cost of an env-step, 4096 against 1024", f"{by_size[4096] / by_size[1024]:.2f} ×", "≤ 1.1 ×"))
     heading = f"{dt.date.today()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     show(console, heading, measured, extra, markdown=arguments.markdown)
+    if arguments.json is not None:
+        rows = [
+            {
+                "name": m.work.name,
+                "num_envs": m.work.num_envs,
+                "bare_seconds": m.bare,
+                "limit_seconds": m.limit,
+                "aiovec_seconds": m.ours,
+                "gymnasium_seconds": m.gymnasium,
+            }
+            for m in measured
+        ]
+        arguments.json.write_text(json.dumps({"heading": heading, "rows": rows}, indent=2) + "\n")
 
 
 def show(
