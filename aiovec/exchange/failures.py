@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _OUR_FOLDER = f"{Path(__file__).parents[1]}{os.sep}"
+_TESTING_FOLDER = f"{_OUR_FOLDER}testing{os.sep}"  # its envs are envs: their frames are what a user looks for
 _MOST_FRAMES = 20
 _LONGEST_VALUE = 200  # characters
 _LONGEST_TEXT = 10_000
@@ -228,9 +229,13 @@ def wrap(exception: BaseException) -> Exception:
 
 def without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
     """A traceback from the first frame on that is not aiovec's own."""
-    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OUR_FOLDER):
+    while traceback is not None and _is_ours(traceback.tb_frame.f_code.co_filename):
         traceback = traceback.tb_next
     return traceback
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(_OUR_FOLDER) and not filename.startswith(_TESTING_FOLDER)
 
 
 def as_one_exception(command: str, records: Sequence[FailureRecord]) -> Exception:

@@ -1,4 +1,4 @@
-"""Who may import whom: faces → pool → exchange ← worker."""
+"""Who may import whom: testing → faces → pool → exchange ← worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PURE = {"states.py", "spaces.py", "ring.py"}  # of the pool: they decide, and aw
 
 
 def part_of(path: Path) -> str:
-    """`exchange`, `pool`, `worker`, or nothing for the faces."""
+    """`exchange`, `pool`, `testing`, `worker`, or nothing for the faces."""
     return path.relative_to(SOURCE).parts[0] if path.parent != SOURCE else ""
 
 
@@ -57,7 +57,15 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 def test_the_house_is_as_it_is_drawn() -> None:
     """A new part needs a rule here."""
-    assert {part_of(path) for path in FILES} == {"", "exchange", "pool", "worker"}
+    assert {part_of(path) for path in FILES} == {"", "exchange", "pool", "testing", "worker"}
+
+
+def test_nothing_needs_what_is_for_tests(path: Path) -> None:
+    """Nor does that see more than the faces, but for how a value travels to a worker."""
+    if part_of(path) != "testing":
+        assert not imports_any(path, "aiovec.testing")
+    else:
+        assert not imports_any(path, "aiovec.pool", "aiovec.worker")
 
 
 def test_worker_never_imports_pool(path: Path) -> None:
