@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import gc
 import inspect
-import os
 import signal
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing import forkserver, resource_tracker
-from pathlib import Path
 
 import pytest
+
+from aiovec.testing.observing import Heartbeat, held_by_process
 
 # A shell that starts something in the background has it ignore Ctrl-C, and children inherit that: the programs
 # that tests start must not.
@@ -81,42 +81,17 @@ def nothing_old_to_collect() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(helpers_of_others: None) -> Iterator[None]:
     """Fails a test after which there is a new child, descriptor or file in /dev/shm."""
-    before = _held()
+    before = held_by_process()
     yield
     deadline = time.monotonic() + GONE_WITHIN_SECONDS
     while True:
         gc.collect()
-        left = {kind: sorted(now - before[kind]) for kind, now in _held().items() if now - before[kind]}
+        left = {kind: sorted(now - before[kind]) for kind, now in held_by_process().items() if now - before[kind]}
         if not left:
             return
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: {left}")
         time.sleep(0.02)
-
-
-def _held() -> dict[str, set[str]]:
-    files = set()
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            files.add(f"{fd}: {os.readlink(f'/proc/self/fd/{fd}')}")
-        except FileNotFoundError:  # the descriptor of the listing itself
-            continue
-    children = set()
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            children |= {f"pid {pid}" for pid in (task / "children").read_text().split()}
-        except FileNotFoundError:  # a thread that just ended
-            continue
-    return {"descriptors": files, "children": children, "/dev/shm": set(os.listdir("/dev/shm"))}
-
-
-def _seconds_without_cpu() -> float:
-    """How long the threads of this process have waited for a CPU so far: the loop's own, and who held Python's lock."""
-    nanoseconds = 0
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread that just ended
-            nanoseconds += int((task / "schedstat").read_text().split()[1])
-    return nanoseconds / 1e9
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -129,20 +104,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
 @pytest.fixture
 async def loop_never_blocked(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     """Fails a test in which a heartbeat on the loop waited for long; `blocks_loop` marks where that is meant."""
-    gaps = [0.0]
-
-    async def beat() -> None:
-        last, delay = time.perf_counter(), _seconds_without_cpu()
-        while True:
-            await asyncio.sleep(0.005)
-            now = time.perf_counter()
-            if now - last > LONGEST_GAP_SECONDS:
-                gaps.append(now - last - (_seconds_without_cpu() - delay))
-            last, delay = now, _seconds_without_cpu()
-
-    task = asyncio.create_task(beat())
-    yield
-    task.cancel()
-    await asyncio.wait([task])
-    if request.node.get_closest_marker("blocks_loop") is None and max(gaps) > LONGEST_GAP_SECONDS:
-        pytest.fail(f"the event loop was blocked for {max(gaps):.2f} s")
+    async with Heartbeat(LONGEST_GAP_SECONDS) as heartbeat:
+        yield
+    if request.node.get_closest_marker("blocks_loop") is None and heartbeat.longest_gap > LONGEST_GAP_SECONDS:
+        pytest.fail(f"the event loop was blocked for {heartbeat.longest_gap:.2f} s")

@@ -14,6 +14,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import aiovec
+from aiovec.testing.differences import difference
 
 NUM_STEPS = 200
 FEW_STEPS = 70  # what is beside the large table; a reset of all and a masked one are among them
@@ -52,39 +53,7 @@ def cell_arguments(num_workers: int, shared_memory: bool) -> dict[str, Any]:
 def assert_same(ours: Any, theirs: Any, where: str) -> None:
     """Fails unless types, dtypes, shapes, keys and values are equal, bit by bit, at every depth."""
     found = difference(ours, theirs)
-    assert not found, f"{where}{found}"
-
-
-def difference(ours: Any, theirs: Any) -> str:
-    """Where and how two results differ, or nothing."""
-    if type(ours) is not type(theirs):
-        return f": {type(ours)} {ours!r} instead of {type(theirs)} {theirs!r}"
-    if isinstance(theirs, np.ndarray):
-        if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
-            return f": {ours.dtype}{ours.shape} {ours} instead of {theirs.dtype}{theirs.shape} {theirs}"
-        if theirs.dtype == object:
-            return _first_difference((list(at), ours[at], theirs[at]) for at in np.ndindex(theirs.shape))
-        same = ours.tobytes() == theirs.tobytes()
-    elif isinstance(theirs, dict):
-        if ours.keys() != theirs.keys():
-            return f": the keys {sorted(map(str, ours))} instead of {sorted(map(str, theirs))}"
-        return _first_difference(([key], ours[key], value) for key, value in theirs.items())
-    elif isinstance(theirs, (tuple, list)):
-        if len(ours) != len(theirs):
-            return f": {len(ours)} items instead of {len(theirs)}"
-        return _first_difference(([index], ours[index], value) for index, value in enumerate(theirs))
-    elif isinstance(theirs, (np.generic, float)):
-        same = np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
-    else:
-        same = bool(ours == theirs)
-    return "" if same else f": {ours!r} instead of {theirs!r}"
-
-
-def _first_difference(items: Iterable[tuple[list[Any], Any, Any]]) -> str:
-    for at, ours, theirs in items:
-        if found := difference(ours, theirs):
-            return f"{at}{found}"
-    return ""
+    assert found is None, f"{where}{found}"
 
 
 class AwaitedSync:

@@ -163,7 +163,7 @@ def _loosely(ours: Any, theirs: Any) -> str:
     """`difference`, but values of infos may have another number type: a batch of other envs has another dtype."""
     *our_parts, our_info = ours
     *their_parts, their_info = theirs
-    return difference(our_parts, their_parts) or _loose_difference(our_info, their_info)
+    return str(difference(our_parts, their_parts) or _loose_difference(our_info, their_info))
 
 
 def _loose_difference(ours: Any, theirs: Any) -> str:
@@ -175,7 +175,7 @@ def _loose_difference(ours: Any, theirs: Any) -> str:
         same = np.array_equal(np.asarray(ours, dtype=object), np.asarray(theirs, dtype=object))
         same = same or np.allclose(np.asarray(ours, complex), np.asarray(theirs, complex), atol=1)  # cast to an int
         return "" if same else f": {ours!r} instead of {theirs!r}"
-    return difference(ours, theirs)
+    return str(difference(ours, theirs) or "")
 
 
 @loops_in_turn("name,mode", product(["infos", "nested", "text"], AUTORESET_MODES[:2]))
