@@ -21,6 +21,7 @@ if TYPE_CHECKING or not _is_worker:
     from aiovec.batcher import Batcher, BatcherStatistics
     from aiovec.batches import StepBatch
     from aiovec.blocking import BlockingVectorEnv, register_vec
+    from aiovec.display import Frames
     from aiovec.errors import (
         AiovecError,
         AlreadyPendingCallError,
@@ -71,6 +72,7 @@ __all__ = [
     "CrashLoopError",
     "EnvTimeoutError",
     "Failure",
+    "Frames",
     "InvalidActionsError",
     "InvalidBatchResultError",
     "InvalidEnvResultError",
@@ -105,6 +107,7 @@ _HOMES = {
     "BatcherStatistics": "aiovec.batcher",
     "BlockingVectorEnv": "aiovec.blocking",
     "StepBatch": "aiovec.batches",
+    "Frames": "aiovec.display",
     "PendingStatistics": "aiovec.statistics",
     "Rollout": "aiovec.rollouts",
     "SubEnv": "aiovec.sub_env",

@@ -21,6 +21,7 @@ from aiovec.pool.start import EnvFn, StartPlan
 __all__ = [
     "ResetTargets",
     "check_batcher",
+    "check_columns",
     "check_plan",
     "check_recv",
     "check_rollout",
@@ -168,6 +169,12 @@ def check_recv(min_envs: int | None, max_envs: int | None) -> None:
             raise ValueError(f"{name}={value!r}: expected a number of envs from 1, or None")
     if min_envs is not None and max_envs is not None and min_envs > max_envs:
         raise ValueError(f"min_envs={min_envs} is above max_envs={max_envs}")
+
+
+def check_columns(columns: int | None) -> None:
+    """That of `frames`."""
+    if columns is not None and (not _is_int(columns) or columns < 1):
+        raise ValueError(f"columns={columns!r}: expected a number of frames side by side from 1, or None")
 
 
 def check_rollout(policy: object, num_steps: int, groups: int, fewest_envs: int, mode: AutoresetMode) -> None:

@@ -59,16 +59,20 @@ class VectorStatistics:
 
     def __str__(self) -> str:
         slowest = max(range(len(self.env_mean_seconds)), key=self.env_mean_seconds.__getitem__)
-        per_second = self.steps / self.waiting_seconds if self.waiting_seconds else 0.0
         parts = [
             f"{self.steps:,} steps",
-            f"{per_second:,.0f} a second",
+            f"{self.steps_per_second:,.0f} a second",
             f"overhead {self.overhead:.0%}",
             f"slowest env {slowest}: {self.env_mean_seconds[slowest] * 1e3:.3g} ms a step",
         ]
         if self.restarts:
             parts.append(f"{self.restarts} restarts")
         return "; ".join([*parts, *map(str, self.pending)])
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps of single envs for each second in which any call was pending."""
+        return self.steps / self.waiting_seconds if self.waiting_seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """As dicts, lists and numbers."""

@@ -12,8 +12,9 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
-from aiovec.arguments import check_plan, check_recv, check_rollout, env_ids_of, reset_targets
+from aiovec.arguments import check_columns, check_plan, check_recv, check_rollout, env_ids_of, reset_targets
 from aiovec.batches import Batches, StepBatch, StepResult
+from aiovec.display import Frames, check_render_modes, compose, vector_html
 from aiovec.errors import ClosedEnvironmentError, NotStartedError, WrongLoopError
 from aiovec.exchange.failures import as_one_exception
 from aiovec.exchange.messages import CallReply
@@ -134,8 +135,14 @@ class AsyncVectorEnv:
 
     def __repr__(self) -> str:
         name = f"{self.spec.id}, " if self.spec is not None else ""
-        state = "closed" if self._closed else "started" if self._started is not None else "not started"
-        return f"{type(self).__name__}({name}num_envs={self._num_envs}, num_workers={self.num_workers}, {state})"
+        return f"{type(self).__name__}({name}num_envs={self._num_envs}, num_workers={self.num_workers}, {self._state})"
+
+    def _repr_html_(self) -> str:
+        return vector_html(self, self._state, self._plan.autoreset_mode)
+
+    @property
+    def _state(self) -> str:
+        return "closed" if self._closed else "started" if self._started is not None else "not started"
 
     def __len__(self) -> int:
         return self._num_envs
@@ -621,6 +628,32 @@ class AsyncVectorEnv:
     async def render(self, *, env_ids: Sequence[int] | None = None) -> tuple[Any, ...]:
         """What each env, or some, render: one frame an env, as its `render` gives it."""
         return await self.call("render", env_ids=env_ids)
+
+    async def frames(self, *, env_ids: Sequence[int] | None = None, columns: int | None = None) -> Frames:
+        """What each env, or some, render, as one picture, which a notebook shows.
+
+        Any task may ask at any time, as with `call`. Each env has a `render_mode` that gives pictures, ``"rgb_array"``;
+        of those of an ``"rgb_array_list"`` the last one is taken, and the list is empty then.
+
+        Args:
+            env_ids: Only these envs, in this order.
+            columns: How many frames stand side by side; `None`: as many as rows, or one more.
+
+        Returns:
+            The frames, copied, and the mosaic of them.
+
+        Raises:
+            ValueError: An env has a `render_mode` that gives no picture; none was rendered.
+            InvalidEnvResultError: What an env rendered is no picture.
+            WorkerDied: A worker ended, meanwhile or before; its envs need a reset.
+            EnvTimeoutError: A `render` took longer than `step_timeout`; likewise.
+            Exception: What an env's `render` raised, or an `ExceptionGroup` of several; the others rendered.
+        """
+        self._ready("frames()")
+        check_columns(columns)
+        ids = range(self._num_envs) if env_ids is None else env_ids_of(self._num_envs, env_ids)
+        check_render_modes(ids, await self.get_attr("render_mode", env_ids=ids))
+        return await in_thread(compose, ids, await self.render(env_ids=ids), columns)
 
     @staticmethod
     async def _answered(asked: MethodCall) -> tuple[Any, ...]:

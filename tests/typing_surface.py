@@ -32,6 +32,16 @@ async def batches(envs: aiovec.AsyncVectorEnv) -> None:
     assert_type(envs.action_space, gym.Space[Any])
 
 
+async def seen(envs: aiovec.AsyncVectorEnv) -> None:
+    frames = await envs.frames(env_ids=[0, 1], columns=2)
+    assert_type(frames, aiovec.Frames)
+    assert_type(frames.frames, tuple[npt.NDArray[np.uint8], ...])
+    assert_type(frames.env_ids, tuple[int, ...])
+    assert_type(frames.mosaic, npt.NDArray[np.uint8])
+    assert_type(frames.save("frames.png"), None)
+    assert_type(envs.statistics().steps_per_second, float)
+
+
 async def rolled_out(envs: aiovec.AsyncVectorEnv) -> None:
     def plain(observations: Any) -> npt.NDArray[np.int64]:
         return np.zeros(len(observations), np.int64)
