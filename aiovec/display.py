@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Frames", "check_render_modes", "compose", "vector_html"]
 
-_GAP = 2  # pixels between frames: those of CartPole are white to their edges
+_GAP = 4  # pixels between frames: those of CartPole are white to their edges
 _BACKGROUND = 128  # a gray that is seen beside white and beside black
 # A larger mosaic is shown smaller: a notebook keeps every picture, and encodes it on its event loop.
 _SHOWN_PIXELS = 1 << 20
@@ -42,7 +42,7 @@ class Frames:
         frames: One `[H, W, 3]`, uint8, for each env: RGB, whatever the env gave. They are parts of the mosaic's memory.
         env_ids: The envs, in this order.
         mosaic: `[H', W', 3]`, uint8: the frames row by row, in cells of the height of the highest and the width of the
-            widest, on gray, 2 pixels apart.
+            widest, on gray, 4 pixels apart.
     """
 
     frames: tuple[npt.NDArray[np.uint8], ...]

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from fault_envs import PASS_GATE, Gate, Gated
 from gymnasium.envs.registration import EnvSpec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from aiovec import AsyncVectorEnv, InvalidEnvResultError, NotStartedError
 from aiovec.display import compose
 
 GRAY = (128, 128, 128)
+GAP = 4
 
 pictures = st.one_of(
     numpy_st.arrays(np.uint8, st.tuples(sides, sides, *channels))
@@ -118,10 +120,10 @@ def vector(*rendered: Any, render_mode: str | None = "rgb_array") -> AsyncVector
 def test_every_picture_is_in_its_cell_and_the_rest_is_gray(given_: list[Any], columns: int | None) -> None:
     before = [picture.copy() for picture in given_]
     frames = compose(range(len(given_)), given_, columns)
-    height, width = max(picture.shape[0] for picture in given_) + 2, max(picture.shape[1] for picture in given_) + 2
+    height, width = max(picture.shape[0] for picture in given_) + GAP, max(picture.shape[1] for picture in given_) + GAP
     used = min(columns, len(given_)) if columns else frames.mosaic.shape[1] // width + 1
     rows = -(-len(given_) // used)
-    assert frames.mosaic.shape == (rows * height - 2, used * width - 2, 3)
+    assert frames.mosaic.shape == (rows * height - GAP, used * width - GAP, 3)
     if columns is None:
         assert 0 <= used - rows <= 1
     rest = np.ones(frames.mosaic.shape[:2], bool)
@@ -151,7 +153,7 @@ def test_frames_are_an_array_for_whoever_takes_arrays() -> None:
     assert np.asarray(frames) is frames.mosaic
     assert np.array(frames) is not frames.mosaic
     assert np.asarray(frames, np.float32).dtype == np.float32
-    assert repr(frames) == "<Frames num_envs=2 mosaic=8x2>"
+    assert repr(frames) == "<Frames num_envs=2 mosaic=10x2>"
     with pytest.raises(AttributeError):
         frames.mosaic = np.zeros((1, 1, 3), np.uint8)  # type: ignore[misc]
 
@@ -186,10 +188,10 @@ async def test_frames_are_those_of_the_envs_that_are_meant() -> None:
         some = await envs.frames(env_ids=iter([2, 0]), columns=1)  # type: ignore[arg-type]
     assert every.env_ids == (0, 1, 2)
     assert [int(frame.mean()) for frame in every.frames] == [10, 20, 30]
-    assert every.mosaic.shape == (6, 8, 3)
+    assert every.mosaic.shape == (8, 10, 3)
     assert some.env_ids == (2, 0)
     assert [int(frame.mean()) for frame in some.frames] == [30, 10]
-    assert some.mosaic.shape == (6, 3, 3)
+    assert some.mosaic.shape == (8, 3, 3)
 
 
 async def test_of_a_list_the_last_picture_is_taken() -> None:
@@ -314,14 +316,16 @@ async def test_the_table_of_one_that_was_terminated() -> None:
     assert table(envs)["state"] == "closed"
 
 
-async def test_the_table_names_what_is_pending() -> None:
-    async with AsyncVectorEnv([Counter] * 2, num_workers=1) as envs:
-        assert table(envs)["envs"] == "2 in 1 worker"
-        await envs.reset()
-        step = asyncio.create_task(envs.step([0, 0]))
-        await asyncio.sleep(0)
-        assert table(envs)["pending calls"].startswith("step has waited for envs 0, 1 for 0.")
-        await step
+async def test_the_table_names_what_is_pending(tmp_path: Path) -> None:
+    with Gate(tmp_path) as gate:
+        async with AsyncVectorEnv([functools.partial(Gated, gate.key)] * 2, num_workers=1) as envs:
+            assert table(envs)["envs"] == "2 in 1 worker"
+            await envs.reset()
+            step = asyncio.create_task(envs.step([0, PASS_GATE]))
+            await gate.arrived()
+            assert table(envs)["pending calls"].startswith("step has waited for env 1 for ")
+            gate.open()
+            await step
 
 
 async def test_what_users_name_is_text_and_no_markup() -> None:
