@@ -7,6 +7,7 @@ a worker dies.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import sys
 
@@ -43,8 +44,11 @@ class WorkerOutput:
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Forwards what comes, as it comes, until `finish`."""
         self._loop = loop
+        # Not in our caller's context: by that a Jupyter kernel knows the cell which started us, and would show there what
+        # belongs to the cell that runs.
+        context = contextvars.Context()
         for fd in self._open:
-            loop.add_reader(fd, self._read, fd)
+            context.run(loop.add_reader, fd, self._read, fd)
 
     def finish(self) -> None:
         """Forwards what is there, and stops; before the descriptors are closed."""

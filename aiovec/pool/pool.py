@@ -99,7 +99,7 @@ class Pool:
         self._rebuilding: dict[int, asyncio.TimerHandle] = {}  # by the number of the request; ends what takes too long
         self._mapping: set[int] = set()
         self._growing_ring: asyncio.Task[None] | None = None
-        self.slow_call_seconds: float = 0.0
+        self.slow_call_seconds: float = float("inf")  # a start may take long
         self._past_env_seconds = 0.0  # of workers whose place another one has taken
         self.slab: Slab | None = None
         self.ring: Ring | None = None
@@ -115,6 +115,7 @@ class Pool:
 
     async def start_workers(self) -> None:
         """Starts every process, one after the other without waiting for any, and connects to it."""
+        log_slow_calls(self)
         if not self._num_workers:
             self.workers.append(
                 InProcessWorker(
@@ -237,7 +238,6 @@ class Pool:
             sent = Sent(slab.answer_slots(), self._wanted, slab.geometry.num_envs)
         # One worker has nobody to wait for.
         self.calls.open(self.ring, areas, self._tallies if num_workers > 1 else [], sent)
-        log_slow_calls(self)
 
     async def lease(self, num_steps: int) -> Lease:
         """Memory for a rollout of so many steps.

@@ -1,7 +1,8 @@
-"""Logs calls that wait for long, with the envs that they wait for.
+"""Logs calls that wait for long, with the envs that they wait for, and wakes the loop meanwhile.
 
 A thread looks once a second, for all vectors of this process: a timer on the loop would cost each of its waits some
-10 µs.
+10 µs. The loop is woken for Jupyter: its kernel takes a SIGINT, but cancels the cell only once the loop has something
+to do (issue 881 of ipykernel), and a loop that waits for an env that is stuck has nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ def _look() -> None:
 
 def _look_at_all() -> None:
     for pool, told in list(_pools.items()):
-        for seq, pending in pool.pending():
+        calls = pool.pending()
+        for seq, pending in calls:
             if pending.seconds > pool.slow_call_seconds and seq not in told:
                 told.add(seq)
                 _logger.warning("%s", pending)
+        if calls and not pool.loop.is_closed():
+            pool.loop.call_soon_threadsafe(int)  # that does nothing
