@@ -1,4 +1,4 @@
-"""`statistics()`, and the log line of a call that waits for long."""
+"""`statistics()`, and what is done meanwhile for a call that waits for long: a log line, and the loop is woken."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -94,6 +95,28 @@ async def test_a_call_that_waits_for_long_is_logged_once(gate: Gate, caplog: pyt
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("aiovec", logging.WARNING)
     assert record.getMessage().startswith("step has waited for env 2 for ")
+
+
+@pytest.mark.timeout(BOUND_SECONDS)
+def test_the_loop_is_woken_while_a_call_is_pending(gate: Gate) -> None:
+    """So that what only a signal's handler has put on it is done. No heartbeat here, nor `asyncio.timeout`: they wake it."""
+
+    async def wait_for_what_comes_without_a_wake() -> None:
+        async with AsyncVectorEnv([functools.partial(Gated, gate.key)], num_workers=1) as envs:
+            await envs.reset()
+            step = asyncio.create_task(envs.step([PASS_GATE]))
+            await gate.arrived()
+            came = asyncio.Event()
+            handler = threading.Timer(
+                0.1, asyncio.get_running_loop().call_soon, [came.set]
+            )  # not thread-safe, as theirs
+            handler.start()
+            await came.wait()
+            handler.join()
+            gate.open()
+            await step
+
+    asyncio.run(wait_for_what_comes_without_a_wake())
 
 
 async def test_before_the_start_and_after_the_end() -> None:
