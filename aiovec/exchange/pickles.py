@@ -8,12 +8,12 @@ very classes that the parent's `except` and `isinstance` know.
 
 from __future__ import annotations
 
-import ast
 import io
 import itertools
 import pickle
 import sys
 from collections import ChainMap
+from collections.abc import Generator
 from types import CodeType, FrameType, FunctionType, GeneratorType, TracebackType, WrapperDescriptorType
 from typing import Any, ClassVar
 
@@ -24,11 +24,11 @@ __all__ = ["dumps_to_parent", "dumps_to_worker", "dumps_with_tracebacks", "loads
 
 # Of the code that a frame was running: line, last line, column, last column; as `co_positions` gives them.
 _Position = tuple[int | None, int | None, int | None, int | None]
-# Of one frame: file, function, line, position, module, module's file.
+# Of one frame: file, function, its qualified name, its first line, line, position, module, module's file.
+_FrameFacts = tuple[str, str, str, int, int, _Position, str | None, str | None]
+
 _READ_IN_PIECES_NBYTES = 100_000
 _COPIED_NBYTES = 1 << 22
-
-_FrameFacts = tuple[str, str, int, _Position, str | None, str | None]
 
 # The classes of the parent's __main__ that this process received by value and sent by name: its own test
 # load of an exception finds them here. Empty in the parent.
@@ -144,7 +144,8 @@ def _flat_frames(traceback: TracebackType) -> list[_FrameFacts]:
         positions = itertools.islice(code.co_positions(), current.tb_lasti // 2, None)
         position = next(positions, (None, None, None, None))
         module, file = names.get("__name__"), names.get("__file__")
-        frames.append((code.co_filename, code.co_name, current.tb_lineno, position, module, file))
+        function = (code.co_filename, code.co_name, code.co_qualname, code.co_firstlineno)
+        frames.append((*function, current.tb_lineno, position, module, file))
         current = current.tb_next
     return frames
 
@@ -152,30 +153,58 @@ def _flat_frames(traceback: TracebackType) -> list[_FrameFacts]:
 def _rebuild_traceback(frames: list[_FrameFacts]) -> TracebackType | None:
     """A traceback that prints as the original: each frame is at the very place in the source."""
     traceback: TracebackType | None = None
-    for filename, name, lineno, position, module, file in reversed(frames):
+    for filename, name, qualname, first_line, lineno, position, module, file in reversed(frames):
+        # Else -X no_debug_ranges, or code that no compiler wrote.
+        is_place = None not in position and position[::2] <= position[1::2]
+        place = position if is_place else (lineno, lineno, 0, 0)
+        code = _nowhere.__code__
+        frame = _frame_of(
+            code.replace(
+                co_filename=filename,
+                co_name=name,
+                co_qualname=qualname,
+                co_firstlineno=first_line,
+                co_linetable=_line_table(first_line, place, len(code.co_code) // 2),
+            )
+        )
         known = {"__name__": module, "__file__": file}
-        frame, lasti = _frame_of(filename, name, lineno, position)
         frame.f_globals.update({key: value for key, value in known.items() if value is not None})
-        traceback = TracebackType(traceback, frame, lasti, lineno)
+        traceback = TracebackType(traceback, frame, 0, lineno)
     return traceback
 
 
-def _frame_of(filename: str, name: str, lineno: int, position: _Position) -> tuple[FrameType, int]:
-    """A frame at a place in the source, and the instruction there.
+def _nowhere() -> Generator[None, None, None]:
+    yield
 
-    It is that of a generator that never runs. So no frame of ours is behind it: one that had called it would be kept
-    as long as the exception, with all of its variables.
+
+def _frame_of(code: CodeType) -> FrameType:
+    """The frame of a generator that never runs.
+
+    So no frame of ours is behind it: one that had called it would be kept as long as the exception, with all of its
+    variables.
     """
-    if None in position or position[::2] > position[1::2]:  # -X no_debug_ranges, or code that no compiler wrote
-        position = (lineno, lineno, 0, 0)
-    place: Any = dict(zip(("lineno", "end_lineno", "col_offset", "end_col_offset"), position, strict=True))
-    statement = ast.Expr(ast.Yield(None, **place), **place)
-    arguments = ast.arguments([], [], None, [], [], None, [])
-    function = ast.FunctionDef("frame", arguments, [statement], [], None, **place)
-    module = compile(ast.Module([function], []), filename, "exec")
-    code = next(constant for constant in module.co_consts if isinstance(constant, CodeType)).replace(co_name=name)
-    instruction = next((index for index, where in enumerate(code.co_positions()) if where == position), 0)
     generator: GeneratorType[None, None, None] = FunctionType(code, {})()
     frame = generator.gi_frame
     assert frame is not None  # noqa: S101  it has not ended
-    return frame, 2 * instruction
+    return frame
+
+
+def _line_table(first_line: int, place: Any, num_instructions: int) -> bytes:
+    """Places all instructions of a function at one place: `Objects/locations.md` of CPython, the long form.
+
+    A compiler would place the first one, where such a frame stands, at the function's first line. Who shows a traceback
+    by the frames' own lines, as IPython does for cells, would show that.
+    """
+    line, end_line, column, end_column = place
+    table = bytearray()
+    delta = line - first_line
+    for begin in range(0, num_instructions, 8):
+        table.append(0x80 | 14 << 3 | min(8, num_instructions - begin) - 1)
+        for number in (delta << 1 if delta >= 0 else -delta << 1 | 1, end_line - line, column + 1, end_column + 1):
+            rest = number
+            while rest > 0x3F:
+                table.append(0x40 | rest & 0x3F)
+                rest >>= 6
+            table.append(rest)
+        delta = 0
+    return bytes(table)

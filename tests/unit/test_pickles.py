@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 import traceback
@@ -124,6 +125,33 @@ def test_a_traceback_prints_as_the_original(function: Callable[[], object]) -> N
         function()
     loaded = pickles.loads(pickles.dumps_with_tracebacks(caught.value))
     assert traceback.format_exception(loaded) == traceback.format_exception(caught.value)
+
+
+def long_before_it_fails(key: str) -> int:
+    """Whose first line is far from the one that fails."""
+    table = {"known": 1}
+    for line in range(70):
+        table[f"line {line}"] = line
+    return looked_up(
+        table,
+        key,
+    )
+
+
+def test_the_frames_of_a_traceback_are_at_the_place_themselves() -> None:
+    """IPython shows cells by these, not by the traceback's own lines."""
+    with pytest.raises(KeyError) as caught:
+        long_before_it_fails("unknown")
+    loaded = pickles.loads(pickles.dumps_with_tracebacks(caught.value))
+    assert traceback.format_exception(loaded) == traceback.format_exception(caught.value)
+    there, here = (list(traceback.walk_tb(error.__traceback__)) for error in (caught.value, loaded))
+    assert len(there) == len(here) == 3
+    for (original, lineno), (frame, its_lineno) in zip(there[1:], here[1:], strict=True):  # the first one has gone on
+        assert frame.f_lineno == original.f_lineno == lineno == its_lineno
+        for name in ("co_name", "co_qualname", "co_filename", "co_firstlineno"):
+            assert getattr(frame.f_code, name) == getattr(original.f_code, name)
+        assert inspect.getsourcelines(frame) == inspect.getsourcelines(original)
+        assert frame.f_back is None
 
 
 def test_a_traceback_of_thousands_of_frames() -> None:
