@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -82,10 +83,12 @@ def test_a_class_and_lambdas_of_a_cell(vector: Kernel) -> None:
     assert not vector.run("await envs.close()").error
 
 
-def test_the_traceback_shows_the_line_of_the_cell(vector: Kernel) -> None:
+def test_the_traceback_points_at_the_line_of_the_cell(vector: Kernel) -> None:
+    number = 1 + next(index for index, line in enumerate(DEFINE.strip().splitlines()) if "this very line" in line)
     cell = vector.run("await envs.step([0, 1])")
     assert cell.ename == "ValueError"
-    assert 'raise ValueError(f"an error of env {self.number}")  # this very line' in cell.error
+    assert re.search(rf"Cell In\[\d+\], line {number}, in Told\.step\b", cell.error)
+    assert re.search(rf"^-+> {number} +raise ValueError\(.*\)  # this very line$", cell.error, re.MULTILINE)
     assert "await envs.step([0, 1])" in cell.error
     assert "ValueError: an error of env 7" in cell.error
     assert "raised by env 1 during step, worker pid" in cell.error
