@@ -90,24 +90,25 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The test suite, without the examples, on each Python that is there: whole on the first, a sample on the others."""
+    """The test suite, without examples and notebooks, on each Python here: whole on the first, a sample on the others."""
     _install(session, "test", extras=EXTRAS)
     chosen = session.posargs
     if not chosen:
         chosen = ["--numprocesses=3"]  # most tests wait for processes
         if session.python != PYTHONS[0]:
             chosen += ["--sample=8"]  # but for the exceptions, which do differ between Pythons
-    session.run("pytest", "--ignore=tests/examples", *chosen, env=_isolated())
+    session.run("pytest", "--ignore=tests/examples", "--ignore=tests/notebooks", *chosen, env=_isolated())
 
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Every example, as its test runs it; and Gymnasium's wrappers, with all that some of them need."""
+    """Every example, as its test runs it, notebooks in a Jupyter kernel, and wrappers with all that some of them need."""
     _install(session, "test", "examples", "wrappers", extras="[cli,examples,notebook,wrappers]")
     # For `actor_learner.py`, `ppo.py` and some wrappers, whose tests are skipped without it. CI's machine has this one on its disk, for Python 3.11;
     # by its "+cpu" nobody else downloads the gigabytes of CUDA that plain torch brings.
     session.install("--quiet", "torch==2.13.0+cpu", success_codes=[0, 1])
-    session.run("pytest", "tests/examples", "tests/conformance/test_wrapping.py", *session.posargs, env=_isolated())
+    chosen = ["tests/examples", "tests/notebooks", "tests/conformance/test_wrapping.py"]
+    session.run("pytest", *chosen, *session.posargs, env=_isolated())
 
 
 @nox.session
