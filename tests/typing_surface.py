@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, assert_type
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import aiovec
+from aiovec.testing import ContractError, FaultyEnv, check_vector_env
 
 
 async def lifetime() -> None:
@@ -136,3 +138,19 @@ async def wrapped(envs: aiovec.AsyncVectorEnv) -> None:
         _, rewards, *_ = await wrapped.step([0])
         assert_type(rewards, npt.NDArray[np.float64])
         assert_type(wrapped.return_queue, Any)
+
+
+async def tested() -> None:
+    made = await check_vector_env(
+        functools.partial(aiovec.AsyncVectorEnv, num_workers=2),
+        lambda: FaultyEnv("raise", "reset", after=1),
+        skip=["render"],
+    )
+    assert_type(made, tuple[str, ...])
+    await check_vector_env(aiovec.AsyncVectorEnv, Tool, seed=1, num_steps=100, seconds_per_check=10)
+    async with aiovec.AsyncVectorEnv([FaultyEnv, functools.partial(FaultyEnv, "kill", after=3)]) as envs:
+        await envs.call("fail", "hang", env_ids=[1])
+
+
+def found(error: ContractError) -> None:
+    assert_type((error.check, error.where, error.expected, error.got), tuple[str, str, str, str])

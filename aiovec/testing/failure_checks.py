@@ -54,7 +54,7 @@ async def exception(subject: Subject) -> None:
         subject.expect_same(told, (_ONE, "step", True, not subject.has_workers), where, meaning)
         note = "".join(getattr(error, "__notes__", []))
         says_whose = f"env {_ONE} " in note and "step" in note
-        subject.expect(says_whose, "notes of the exception", f"one that names env {_ONE} and step", note, meaning)
+        subject.expect(says_whose, "notes of the exception", f"one that names env {_ONE} and step", repr(note), meaning)
 
 
 def _expect_itself(subject: Subject, error: BaseException, moment: str, where: str) -> None:
@@ -229,7 +229,7 @@ async def stuck_env(subject: Subject) -> None:
             subject.expect_same(error.env_ids, (_ONE,), f"{where}, env_ids", meaning)
             is_shown = "faulty_env.py" in error.stack
             subject.expect(
-                is_shown, f"{where}, stack", "the place where it hangs", error.stack, "It shows where it hangs."
+                is_shown, f"{where}, stack", "the place where it hangs", repr(error.stack), "It shows where it hangs."
             )
             await _expect_mended(subject, envs, where)
 

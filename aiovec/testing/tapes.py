@@ -143,7 +143,7 @@ def record_batches(
         ask("reset", "reset", seed=seed)
         ended = np.zeros(num_envs, np.bool_)
         for number in range(num_steps):
-            if resets_between and number % FEWEST_STEPS == 15:
+            if resets_between and number % FEWEST_STEPS == 14:
                 mask = ended | (np.arange(num_envs) != number // FEWEST_STEPS % num_envs)
                 seeds = [seed + number + env_index for env_index in range(num_envs)]
                 ask(f"masked reset before step {number}", "reset", seed=seeds, options={"reset_mask": mask})
