@@ -35,7 +35,7 @@ class Heartbeat:
 
     async def __aenter__(self) -> Self:
         self._last, self._without_cpu = time.perf_counter(), _seconds_without_cpu()
-        self._task = asyncio.create_task(self._beat(), name="aiovec heartbeat")
+        self._task = asyncio.create_task(self._beat(), name="heartbeat of a check")
         return self
 
     async def __aexit__(
