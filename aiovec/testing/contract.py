@@ -184,7 +184,7 @@ async def check_vector_env(
         if name not in skip and check.applies(subject):
             await _make(name, check, subject, seconds_per_check)
             made.append(name)
-    if made and not (await subject.tape(AutoresetMode.NEXT_STEP)).has_ended_episodes:
+    if subject.has_compared_without_ends:
         warnings.warn(
             f"no episode ended within num_steps={num_steps}: autoreset was not compared", UserWarning, stacklevel=2
         )

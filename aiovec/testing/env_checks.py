@@ -13,7 +13,7 @@ import numpy as np
 from aiovec.exchange import pickles
 from aiovec.testing.differences import difference
 from aiovec.testing.subject import FIELDS, Subject, shown
-from aiovec.testing.tapes import Asked, EnvFn, record_env
+from aiovec.testing.tapes import Asked, EnvFn, record_env, without_await
 
 __all__ = ["env_fits_spaces", "env_fn_pickles", "env_is_determined", "env_keeps_results"]
 
@@ -99,12 +99,11 @@ def _users_env(subject: Subject) -> EnvFn:
 
 
 def _observation_space_of(env_fn: EnvFn) -> gym.Space[Any]:
-    env = env_fn()
-    space: gym.Space[Any] = env.observation_space
-    closed = env.close()
-    if asyncio.iscoroutine(closed):
-        asyncio.run(closed)
-    return space
+    env = without_await(env_fn)
+    try:
+        return env.observation_space
+    finally:
+        env.close()
 
 
 def _leaves(space: gym.Space[Any], value: Any, at: str = "") -> Iterator[tuple[str, gym.Space[Any], Any]]:

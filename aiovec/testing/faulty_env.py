@@ -53,7 +53,7 @@ class UnpicklableError(Exception):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.lock = threading.Lock()
+        self.lock: Any = threading.Lock()
 
 
 @dataclass
@@ -111,7 +111,7 @@ class FaultyEnv(gym.Env[_Observation, np.int64]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}  # type: ignore[misc]
-    render_mode = "rgb_array"
+    render_mode: str | None = "rgb_array"
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class FaultyEnv(gym.Env[_Observation, np.int64]):
     ) -> None:
         self.observation_space: gym.Space[_Observation] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
         self.action_space: gym.Space[np.int64] = gym.spaces.Discrete(4)
-        self.episode_length = episode_length
+        self.episode_length: int = episode_length
         self._demands: dict[Moment, _Demand] = {}
         self._steps = 0
         self._episodes = 0

@@ -25,7 +25,7 @@ class Heartbeat:
     """
 
     def __init__(self, bound: float) -> None:
-        self.longest_gap = 0.0
+        self.longest_gap: float = 0.0
         self._bound = bound
         self._last = self._without_cpu = 0.0
         self._task: asyncio.Task[None] | None = None

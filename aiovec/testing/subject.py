@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from gymnasium.vector import AutoresetMode
@@ -19,10 +20,12 @@ __all__ = ["FIELDS", "NOT_AS_SYNC", "Maker", "Subject", "shown"]
 Maker = Callable[..., Any]
 _Error = TypeVar("_Error", bound=Exception)
 
-FIELDS = {
-    "reset": ("observations", "infos"),
-    "step": ("observations", "rewards", "terminations", "truncations", "infos"),
-}
+FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "reset": ("observations", "infos"),
+        "step": ("observations", "rewards", "terminations", "truncations", "infos"),
+    }
+)
 NOT_AS_SYNC = "gymnasium.vector.SyncVectorEnv gives something else for the same seeds and actions."
 _LONGEST_SHOWN = 300  # characters
 
@@ -87,6 +90,11 @@ class Subject:
                 record_batches, self.env_fns, mode, self.seed, self.num_steps, resets_between=resets_between
             )
         return self._tapes[key]
+
+    @property
+    def has_compared_without_ends(self) -> bool:
+        """Whether there are tapes, and in none of them an episode ended."""
+        return bool(self._tapes) and not any(tape.has_ended_episodes for tape in self._tapes.values())
 
     async def ask(self, envs: Any, asked: Asked) -> Any:
         """Asks a vector, or a sub-env, what was asked on a tape; the arguments must be as they were."""

@@ -657,7 +657,7 @@ BROKEN_VECTORS = [
     Broken(KnowsSpacesTooEarly, "before_start", "before the start, single_observation_space: expected RuntimeError"),
     Broken(OpensAgain, "before_start", "reset after a close before the start: expected ClosedEnvironmentError"),
     Broken(OtherBounds, "spaces", r"observation_space \(NEXT_STEP\): expected .*Box\(-inf.*, got .*Box\(-9"),
-    Broken(PairsOldReward, "next_step", r"step 1 \(NEXT_STEP\), rewards\[0\]: expected np.float64\(2.0\), got"),
+    Broken(PairsOldReward, "next_step", r"step 1 \(NEXT_STEP\), rewards\[0\]: expected .*2.0.*, got .*1.0"),
     Broken(WithoutFinalObservations, "same_step", r"step 2 \(SAME_STEP\), infos: expected the keys .*final_obs"),
     Broken(ResetsAll, "disabled", r"masked reset before step 3 \(DISABLED\), observations"),
     Broken(TakesMasks, "disabled", r"masked reset .*, arguments.*The caller's arguments are his"),
