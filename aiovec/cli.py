@@ -1,0 +1,287 @@
+"""The command line: ``aiovec bench ENV_ID`` and ``aiovec doctor``. Arguments, tables and files; the work is elsewhere."""
+
+from __future__ import annotations
+
+import ast
+import datetime as dt
+import importlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import gymnasium as gym
+import typer
+from gymnasium.vector import AutoresetMode
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from aiovec.async_env import AsyncEnv
+from aiovec.benchmark import Contestant, EnvTimes, Result, advice, contestants, measure_env, usual_workers
+from aiovec.doctor import Finding, examine
+from aiovec.errors import failures
+from aiovec.make import env_maker, find_spec
+from aiovec.pool.pool import usable_cpus
+
+__all__ = ["app"]
+
+_NUM_ROUNDS = 5
+_MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
+
+app = typer.Typer(
+    name="aiovec",
+    help="Many reinforcement-learning environments at once, under await.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+# ---- aiovec bench
+
+
+@app.command()
+def bench(
+    env_id: Annotated[str, typer.Argument(help="A registered environment, such as CartPole-v1.")],
+    num_envs: Annotated[int, typer.Option(min=1, help="How many of it are stepped at once.")] = 64,
+    num_workers: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="A number of workers to try; may be repeated. [default: 0, 1, 2, … for this machine]"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.001, help="How long each contestant steps, in all rounds.")] = 2.0,
+    modules: Annotated[
+        list[str] | None, typer.Option("--import", help="A module that registers the environment; may be repeated.")
+    ] = None,
+    env_kwarg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An argument of the environment; may be repeated.")
+    ] = None,
+    autoreset_mode: Annotated[AutoresetMode, typer.Option(help="Of all contestants.")] = AutoresetMode.NEXT_STEP,
+    gymnasium: Annotated[bool, typer.Option(help="Whether Gymnasium's vectors take part.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all that was measured.")] = None,
+    png_file: Annotated[Path | None, typer.Option("--png", help="Draw the speeds.")] = None,
+) -> None:
+    """Measures which num_workers is the fastest for an environment, beside Gymnasium's own vectors."""
+    if autoreset_mode is AutoresetMode.DISABLED:
+        _fail("--autoreset-mode Disabled: a benchmark has nobody who resets; take NextStep or SameStep")
+    env_kwargs = _env_kwargs(env_kwarg or [])
+    _import(modules or [])
+    env_fn = _env_fn(env_id, env_kwargs)
+    try:
+        env = measure_env(env_fn, seconds)
+        beside_gymnasium = gymnasium and not _is_async(env_fn)
+    except Exception as error:  # noqa: BLE001  whatever the env raises is told
+        _fail(f"{env_id} fails by itself, without a vector: {_first_line(error)}")
+    workers = tuple(dict.fromkeys(min(number, num_envs) for number in num_workers or ())) or usual_workers(
+        num_envs, usable_cpus()
+    )
+    console = Console()
+    results: list[Result] = []
+    with contestants(env_fn, num_envs, workers, autoreset_mode, beside_gymnasium) as everyone:
+        results = [contestant.result for contestant in everyone]
+        try:
+            _compete(console, everyone, seconds, lambda: _bench_table(env_id, num_envs, env, results))
+        except KeyboardInterrupt:
+            _errors.print("interrupted: what is shown was measured before")
+            raise typer.Exit(130) from None
+        except Exception as error:  # noqa: BLE001  whatever the env raises is told
+            of_env = failures(error)
+            where = f" in env {of_env[0].env_index} during {of_env[0].command}" if of_env else ""
+            _fail(f"{env_id} fails{where}: {_first_line(error)}")
+        finally:
+            console.print(_bench_table(env_id, num_envs, env, results))
+    console.print(advice(env, results), style="bold", highlight=False)
+    if json_file is not None:
+        _write(json_file, json.dumps(_bench_record(env_id, num_envs, env_kwargs, env, results), indent=2) + "\n")
+    if png_file is not None:
+        _draw(png_file, env_id, num_envs, results)
+
+
+def _compete(console: Console, everyone: Sequence[Contestant], seconds: float, table: Any) -> None:
+    """Starts everyone, runs the rounds, and shows how it stands."""
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
+    )
+    task = progress.add_task("starting", total=len(everyone) * (_NUM_ROUNDS + 2))
+
+    def shown() -> RenderableType:
+        return Group(table(), progress)
+
+    with Live(console=console, get_renderable=shown, transient=True, refresh_per_second=4):
+        for contestant in everyone:
+            progress.update(task, description=f"starting {contestant.result.name}")
+            contestant.start()
+            progress.advance(task)
+        for number in range(_NUM_ROUNDS):
+            for contestant in everyone:
+                progress.update(task, description=f"round {number + 1} of {_NUM_ROUNDS}: {contestant.result.name}")
+                contestant.run_round(seconds / _NUM_ROUNDS)
+                progress.advance(task)
+        for contestant in everyone:
+            progress.update(task, description=f"heartbeat: {contestant.result.name}")
+            contestant.run_beside_heartbeat(seconds / _NUM_ROUNDS)
+            progress.advance(task)
+
+
+def _bench_table(env_id: str, num_envs: int, env: EnvTimes, results: Sequence[Result]) -> Table:
+    by_itself = f"one by itself: step {_time(env.step)}, reset {_time(env.reset)}, construction {_time(env.build)}"
+    table = Table(title=f"{num_envs} x {env_id}", caption=by_itself, title_justify="left", caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in ("step", "env-steps/s", "overhead", "loop gap", "start"):
+        table.add_column(name, justify="right", no_wrap=True)
+    fastest = min((result.median_step_seconds for result in results), default=0.0)
+    for result in results:
+        is_measured = bool(result.step_seconds)
+        table.add_row(
+            result.name,
+            _time(result.median_step_seconds) if is_measured else "",
+            f"{result.steps_per_second:,.0f}" if is_measured else "",
+            "" if result.overhead is None else f"{result.overhead:.0%}",
+            "" if result.longest_gap_seconds is None else _time(result.longest_gap_seconds),
+            _time(result.start_seconds) if result.start_seconds else "",
+            style="bold green" if is_measured and result.median_step_seconds == fastest else None,
+        )
+    return table
+
+
+def _bench_record(
+    env_id: str, num_envs: int, env_kwargs: dict[str, Any], env: EnvTimes, results: Sequence[Result]
+) -> dict[str, Any]:
+    return {
+        "date": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": {
+            "system": platform.platform(),
+            "usable_cpus": usable_cpus(),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "gymnasium": gym.__version__,
+        },
+        "env_id": env_id,
+        "env_kwargs": {name: repr(value) for name, value in env_kwargs.items()},
+        "num_envs": num_envs,
+        "env_alone": {
+            "build_seconds": env.build,
+            "reset_seconds": env.reset,
+            "step_seconds": env.step,
+            "cpu_share_of_step": env.cpu,
+        },
+        "results": [result.as_dict() for result in results],
+        "advice": advice(env, results),
+    }
+
+
+def _draw(path: Path, env_id: str, num_envs: int, results: Sequence[Result]) -> None:
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  for a picture alone
+    except ImportError:
+        _fail("--png needs matplotlib: pip install 'aiovec[cli]'")
+    figure = Figure(figsize=(8, 0.5 * len(results) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    colours = ["#2a6fb0" if result.num_workers is not None else "#c2553f" for result in results]
+    speeds = [result.steps_per_second for result in results]
+    bars = axes.barh([result.name for result in results], speeds, color=colours)
+    axes.bar_label(bars, [f" {speed:,.0f}" for speed in speeds], fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set(xlabel="env-steps a second", title=f"{num_envs} x {env_id}")
+    axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        _fail(f"--png {path}: {_first_line(error)}")
+
+
+def _env_kwargs(given: Iterable[str]) -> dict[str, Any]:
+    """``render_mode=rgb_array``, ``gravity=9.8``: Python's literals, else text."""
+    env_kwargs: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()):
+            _fail(f"--env-kwarg {text!r}: expected NAME=VALUE")
+        try:
+            env_kwargs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            env_kwargs[name] = value
+    return env_kwargs
+
+
+def _import(modules: Iterable[str]) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it: a module that lies here
+    for module in modules:
+        try:
+            imported = importlib.import_module(module)
+        except Exception as error:  # noqa: BLE001  a module may raise anything
+            _fail(f"--import {module}: {type(error).__name__}: {_first_line(error)}")
+        if module == "ale_py":  # it registers its games by a call of its own where the plugin was not found
+            gym.register_envs(imported)
+
+
+def _env_fn(env_id: str, env_kwargs: dict[str, Any]) -> Any:
+    try:
+        return env_maker(find_spec(env_id), (), env_kwargs)
+    except ImportError as error:
+        _fail(f"{env_id}: {_first_line(error)}")
+    except gym.error.Error as error:
+        _fail(f"{env_id}: {_first_line(error)} Third-party environments are registered by `--import MODULE`.")
+
+
+def _is_async(env_fn: Any) -> bool:
+    return isinstance(env_fn(), AsyncEnv)
+
+
+# ---- aiovec doctor
+
+
+@app.command()
+def doctor(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what was found.")] = None,
+) -> None:
+    """Looks at what this machine gives a vector, and says what to do where something is missing."""
+    console = Console()
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for style in ("", "bold", "", "italic"):
+        table.add_column(style=style or None, overflow="fold")
+    findings: list[Finding] = []
+    with console.status("looking …") as status:
+        for finding in examine():
+            findings.append(finding)
+            status.update(f"looking … {finding.check}")
+            table.add_row(_MARKS[finding.verdict], finding.check, finding.found, finding.advice)
+    console.print(table, highlight=False)
+    if json_file is not None:
+        _write(json_file, json.dumps([finding.as_dict() for finding in findings], indent=2) + "\n")
+    if any(finding.verdict == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+# ---- what both share
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        _fail(f"{path}: {error.strerror}")
+
+
+def _fail(message: str) -> NoReturn:
+    _errors.print(f"aiovec: {message}", markup=False)
+    raise typer.Exit(1)
+
+
+def _first_line(error: BaseException) -> str:
+    text = f"{error}".strip().partition("\n")[0]
+    return text or type(error).__name__
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds * 1e6:.3g} µs"

@@ -1,0 +1,119 @@
+"""The advice of `aiovec bench`, from measurements that were made up; and one env that is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_envs import Counter
+
+import aiovec
+from aiovec.benchmark import EnvTimes, Result, advice, measure_env, usual_workers
+
+CHEAP = EnvTimes(build=0.001, reset=1e-5, step=1.2e-6, cpu=1.0)
+WAITS = EnvTimes(build=0.001, reset=1e-2, step=1e-2, cpu=0.03)
+
+
+def result(num_workers: int | None, microseconds: float, name: str = "") -> Result:
+    """A contestant of 64 envs, in three rounds of which the median counts."""
+    steps = [microseconds / 1e6, microseconds / 2e6, microseconds / 1e5]
+    return Result(name or f"aiovec, {num_workers} workers", 64, num_workers, step_seconds=sorted(steps))
+
+
+@pytest.mark.parametrize(
+    ("env", "results", "says", "says_not"),
+    [
+        (CHEAP, [result(0, 160), result(2, 300)], ["Use num_workers=0", "1.2 µs", "400,000 steps/s"], ["x as fast"]),
+        (CHEAP, [result(0, 300), result(1, 310)], ["Use num_workers=0"], ["num_workers=1 is as fast"]),
+        (
+            CHEAP,
+            [result(0, 800), result(1, 500), result(2, 300), result(4, 290)],
+            ["Use num_workers=2 (2 workers of 32)", "2.7 x as fast as without workers", "num_workers=4 is as fast"],
+            ["num_workers=0:"],
+        ),
+        (CHEAP, [result(0, 800), result(1, 300)], ["Use num_workers=1 (1 worker of 64)"], ["is as fast, as far"]),
+        (CHEAP, [result(0, 800)], ["num_workers=0 has 64 envs at 80,000 steps/s"], ["worth"]),
+        (
+            CHEAP,
+            [result(0, 400), result(2, 300), result(None, 150, "Gymnasium Sync"), result(None, 6000, "Gymnasium Async")],
+            ["Gymnasium Sync is 2.0 x as fast: it has no event loop to keep free"],
+            ["Gymnasium Async"],
+        ),
+        (CHEAP, [result(2, 300), result(None, 900, "Gymnasium Sync")], ["and 3.0 x Gymnasium Sync"], ["is 3.0 x"]),
+        (CHEAP, [result(2, 300), result(None, 310, "Gymnasium Sync")], ["Use num_workers=2"], ["Gymnasium"]),
+        (WAITS, [result(0, 640_000), result(2, 320_000)], ["waits for 97% of its time", "threads_per_worker"], []),
+        (CHEAP, [Result("aiovec", 64, 2)], ["Nothing was measured yet."], ["num_workers"]),
+    ],
+)
+def test_advice(env: EnvTimes, results: list[Result], says: list[str], says_not: list[str]) -> None:
+    """One sentence, with what it rests on."""
+    sentence = advice(env, results)
+    for text in says:
+        assert text in sentence
+    for text in says_not:
+        assert text not in sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 64), st.floats(1e-6, 10)), min_size=1, unique_by=lambda pair: pair[0]),
+    st.floats(1e-7, 10),
+    st.floats(0, 1),
+)
+def test_advice_names_one_that_is_fast(pairs: list[tuple[int, float]], step: float, cpu: float) -> None:
+    """Never one that is slower than the fastest by more than noise."""
+    results = [Result(f"aiovec, {number}", 64, number, step_seconds=[seconds]) for number, seconds in pairs]
+    sentence = advice(EnvTimes(0.1, 0.1, step, cpu), results)
+    named = sentence.partition("num_workers=")[2]
+    number = int("".join(named[: next(i for i, c in enumerate(named + " ") if not c.isdigit())]))
+    assert dict(pairs)[number] <= 1.1 * min(seconds for _, seconds in pairs)
+
+
+def test_usual_workers() -> None:
+    """None, powers of two, the CPUs, and twice as many; never more than there are envs."""
+    assert usual_workers(64, 1) == (0, 1, 2)
+    assert usual_workers(64, 2) == (0, 1, 2, 4)
+    assert usual_workers(64, 6) == (0, 1, 2, 4, 6, 12)
+    assert usual_workers(3, 8) == (0, 1, 2, 3)
+
+
+class Sleeps(Counter):
+    def step(self, action: Any) -> Any:
+        time.sleep(0.005)
+        return super().step(action)
+
+
+class SleepsAsync(aiovec.AsyncEnv[Any, Any]):
+    def __init__(self) -> None:
+        self.observation_space = Counter().observation_space
+        self.action_space = Counter().action_space
+
+    async def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return np.zeros(3, np.float32), {}
+
+    async def step(self, action: Any) -> Any:
+        await asyncio.sleep(0.005)
+        return np.zeros(3, np.float32), 1.0, True, False, {}
+
+
+@pytest.mark.parametrize("env_fn", [functools.partial(Sleeps, 3), SleepsAsync])
+def test_an_env_that_waits(env_fn: Any) -> None:
+    """Its time, and that it does not compute; episodes end."""
+    times = measure_env(env_fn, 0.1)
+    assert times.step >= 0.005
+    assert times.cpu < 0.5
+    assert 0 < times.reset < times.step
+
+
+def test_an_env_that_computes() -> None:
+    """The whole of its time."""
+    times = measure_env(Counter, 0.05)
+    assert times.step < 0.005
+    assert times.cpu > 0.5
