@@ -10,7 +10,7 @@ The same seed gives the same versions and the same returns: all draws come from 
 happen nor `--num-workers` has a part in them. What differs from run to run are the times, and how far training had come
 when the evaluation was content. Needs only aiovec:
 
-    python examples/evaluate_while_training.py --seed 1
+    python examples/evaluate_while_training.py --seed 3
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Arguments:
 
     env_id: Annotated[str, "What is played; its observations are a vector, its actions discrete."] = "CartPole-v1"
     population: Annotated[int, "How many weights are tried in a generation, each in an env of its own."] = 16
-    elite: Annotated[int, "How many of these the next generation comes from."] = 4
+    elite: Annotated[int, "How many of these the next generation comes from."] = 8
     episodes: Annotated[int, "How many episodes judge a version, each in an env of its own."] = 32
     training_workers: Annotated[int, "How many processes share the envs of the training."] = 1
     evaluation_workers: Annotated[int, "How many processes share the envs of the evaluation."] = 1
     solved_return: Annotated[float, "It ends when a version's mean return is at least this."] = 475.0
     max_versions: Annotated[int, "It ends after so many versions in any case."] = 100
     queue_versions: Annotated[int, "How many versions may wait for the evaluation, before training has to."] = 4
-    seed: Annotated[int, "Of the weights that are tried, and of the envs."] = 1
+    seed: Annotated[int, "Of the weights that are tried, and of the envs."] = 3
     output: Annotated[Path, "The folder for the weights."] = Path("out")
     loop: Annotated[str, "The event loop: asyncio, or uvloop if it is installed."] = "asyncio"
 

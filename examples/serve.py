@@ -192,7 +192,9 @@ class ActorServer:
                 if self.args.weights is not None and not self.has_policy:
                     raise ValueError(f"{self.args.weights} has weights for another env than {self.args.env_id}")
                 print(f"serving {self.envs} at {url}", flush=True)
-                yield
+                # At a second Ctrl-C uvicorn drops what it does, and the end of the loop cancels this, which ends all the same.
+                with contextlib.suppress(asyncio.CancelledError):
+                    yield
                 print(f"ends: {self.envs.statistics()}", flush=True)
             print("every worker has ended", flush=True)
 
