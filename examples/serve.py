@@ -56,7 +56,9 @@ class Arguments:
 
     env_id: Annotated[str, "What is served; `module:Name-v0` imports the module that registers it."] = "CartPole-v1"
     num_envs: Annotated[int, "How many envs, and so sessions at once."] = 16
-    num_workers: Annotated[int, "How many processes share the envs."] = 2
+    num_workers: Annotated[
+        int, "How many processes share the envs; a step that takes long holds up those that share its own."
+    ] = 2
     weights: Annotated[Path | None, "Of a linear policy, a .npy of shape [observation, actions]; else CartPole's."] = (
         None
     )
