@@ -22,7 +22,7 @@ import dataclasses
 import importlib
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +83,10 @@ class Run:
     env_steps: int = 0  # of the training
     best: Version | None = None
     best_return: float = -np.inf
-    going_on: set[str] = field(default_factory=set)
-    spent: Counter[frozenset[str]] = field(default_factory=Counter)  # seconds, by what went on at once
+    going_on: set[str] = field(default_factory=set)  # of training and evaluation
+    spent: defaultdict[frozenset[str], float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # seconds, by what did
     since: float = field(default_factory=time.perf_counter)
 
     @property
@@ -123,7 +125,7 @@ class Run:
         )
         share = both / evaluation if evaluation else 0.0
         return (
-            f"of {self.spent.total():.2f} s: training {training:.2f} s, evaluation {evaluation:.2f} s, "
+            f"of {sum(self.spent.values()):.2f} s: training {training:.2f} s, evaluation {evaluation:.2f} s, "
             f"both at once {both:.2f} s: training went on in {share:.0%} of the time of the evaluation"
         )
 

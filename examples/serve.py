@@ -59,12 +59,8 @@ class Arguments:
     num_workers: Annotated[
         int, "How many processes share the envs; a step that takes long holds up those that share its own."
     ] = 2
-    weights: Annotated[Path | None, "Of a linear policy, a .npy of shape [observation, actions]; else CartPole's."] = (
-        None
-    )
-    max_wait: Annotated[
-        float, "Seconds that a request waits for the policy's batch to fill; 0: no longer than now."
-    ] = 0.0
+    weights: Annotated[Path | None, "Of a linear policy, `[observation, actions]` in a .npy; else for CartPole."] = None
+    max_wait: Annotated[float, "Seconds that the policy waits for a batch to fill; 0: who asks at once is one."] = 0.0
     step_timeout: Annotated[float, "Seconds that an env may take for a step, before its worker is ended."] = 30.0
     session_seconds: Annotated[float, "A session unused for so long is taken back when its env is needed."] = 60.0
     grace_seconds: Annotated[int, "How long requests under way may take to end when the server does."] = 3
@@ -129,6 +125,9 @@ class Answer(JSONResponse):
         return f"{text}\n".encode()
 
 
+EXPECTED = {int: "a whole number from 0", dict: "an object"}
+
+
 async def fields_of(request: Request, **kinds: type) -> dict[str, Any]:
     """The JSON object in the body, or nothing; what is null is as if it were not there."""
     try:
@@ -141,10 +140,9 @@ async def fields_of(request: Request, **kinds: type) -> dict[str, Any]:
     for name, value in given.items():
         if name not in kinds:
             raise HTTPException(422, f"{name!r} is unknown here; known are {', '.join(kinds)}")
-        if not isinstance(value, kinds[name]) or (kinds[name] is int and (isinstance(value, bool) or value < 0)):
-            raise HTTPException(
-                422, f"{name}={value!r}: expected {'a whole number from 0' if kinds[name] is int else 'an object'}"
-            )
+        kind = kinds[name]
+        if kind is not object and (type(value) is not kind or (kind is int and value < 0)):
+            raise HTTPException(422, f"{name}={value!r}: expected {EXPECTED[kind]}")
     return given
 
 
@@ -402,6 +400,8 @@ def main() -> None:
     # uvicorn takes both signals and ends gracefully. Then it raises them anew, for those who had them before.
     signal.signal(signal.SIGTERM, exit_at_sigterm)
     with socket.create_server((args.host, args.port)) as listener:  # bound here, so that the port is known
+        # asyncio does this itself, but not for a listener like this one, and then each answer waits 40 ms for an ACK.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, port = listener.getsockname()
         config = uvicorn.Config(
             ActorServer(args, envs).app(f"http://{host}:{port}"),

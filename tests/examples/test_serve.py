@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from example_runs import EXAMPLES, needs, workers_of
 
@@ -369,3 +370,37 @@ async def test_sigterm_in_the_middle_of_it_all(tmp_path: Path) -> None:
         assert re.fullmatch(r"ERROR: +Cancel \d running task\(s\), timeout graceful shutdown exceeded\n", errors)
         assert "step has waited for env" in printed
         assert printed.endswith("every worker has ended\n")
+
+
+async def test_a_step_that_hangs_is_ended_by_its_timeout(tmp_path: Path) -> None:
+    async with serving(tmp_path, "--env-id=trial:Trial-v0", "--num-envs=1", "--step-timeout=0.5") as server:
+        session = await server.begin()
+        error = (await server.ask("POST", f"{session}/step", 502, action=WAIT))["error"]
+        assert error.startswith("EnvTimeoutError: env 0 did not end step within 0.5 s")
+        await server.ask("POST", f"{session}/reset", 200)
+        await server.ask("POST", f"{session}/step", 200, action=ORDINARY)
+        code, _printed, errors = await server.ends(signal.SIGTERM)
+        assert (code, errors) == (0, "")
+
+
+async def test_it_acts_by_weights_from_a_file(tmp_path: Path) -> None:
+    """As `evaluate_while_training.py` leaves them. These find both actions as good, and so take the first."""
+    np.save(tmp_path / "weights.npy", np.zeros((4, 2), np.float32))
+    async with serving(tmp_path, "--weights=weights.npy") as server:
+        session = await server.begin(seed=1)
+        steps = [await server.ask("POST", f"{session}/step", 200) for _ in range(5)]
+        assert [step["action"] for step in steps] == [0] * 5
+        episode = await server.ask("POST", f"{session}/episode", 200, seed=1)
+        assert episode["terminated"]
+        assert episode["return"] == episode["length"] < 20
+        code, _printed, errors = await server.ends(signal.SIGTERM)
+        assert (code, errors) == (0, "")
+
+
+def test_weights_that_do_not_fit_are_told_at_the_start(tmp_path: Path) -> None:
+    np.save(tmp_path / "weights.npy", np.zeros((3, 2), np.float32))
+    command = [sys.executable, str(EXAMPLES / "serve.py"), "--port=0", "--weights=weights.npy"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode != 0
+    assert "ValueError: weights.npy has weights for another env than CartPole-v1" in ended.stderr
+    assert "serving" not in ended.stdout
