@@ -73,7 +73,7 @@ def bench(
     _import(modules or [])
     env_fn = _env_fn(env_id, env_kwargs)
     try:
-        env = measure_env(env_fn, seconds)
+        env = measure_env(env_fn, seconds / _NUM_ROUNDS)
         beside_gymnasium = gymnasium and not _is_async(env_fn)
     except Exception as error:  # noqa: BLE001  whatever the env raises is told
         _fail(f"{env_id} fails by itself, without a vector: {_first_line(error)}")
@@ -90,9 +90,10 @@ def bench(
             _errors.print("interrupted: what is shown was measured before")
             raise typer.Exit(130) from None
         except Exception as error:  # noqa: BLE001  whatever the env raises is told
-            of_env = failures(error)
-            where = f" in env {of_env[0].env_index} during {of_env[0].command}" if of_env else ""
-            _fail(f"{env_id} fails{where}: {_first_line(error)}")
+            if of_envs := failures(error):  # one stands for all
+                first = of_envs[0]
+                _fail(f"{env_id} fails in env {first.env_index} during {first.command}: {_first_line(first.exception)}")
+            _fail(f"{env_id} fails: {_first_line(error)}")
         finally:
             console.print(_bench_table(env_id, num_envs, env, results))
     console.print(advice(env, results), style="bold", highlight=False)

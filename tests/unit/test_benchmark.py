@@ -41,7 +41,12 @@ def result(num_workers: int | None, microseconds: float, name: str = "") -> Resu
         (CHEAP, [result(0, 800)], ["num_workers=0 has 64 envs at 80,000 steps/s"], ["worth"]),
         (
             CHEAP,
-            [result(0, 400), result(2, 300), result(None, 150, "Gymnasium Sync"), result(None, 6000, "Gymnasium Async")],
+            [
+                result(0, 400),
+                result(2, 300),
+                result(None, 150, "Gymnasium Sync"),
+                result(None, 6000, "Gymnasium Async"),
+            ],
             ["Gymnasium Sync is 2.0 x as fast: it has no event loop to keep free"],
             ["Gymnasium Async"],
         ),
