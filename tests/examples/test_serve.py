@@ -42,6 +42,8 @@ class Trial(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if options == {"fail": True}:
+            raise LookupError("there is no pole")
         self.steps = 0
         return np.zeros(2, np.float32), {"worker": np.int64(os.getpid()), "options": options}
 
@@ -264,6 +266,12 @@ async def test_every_mistake_of_a_client_has_its_answer(tmp_path: Path) -> None:
 async def test_an_env_that_fails_and_a_worker_that_dies(tmp_path: Path) -> None:
     """The client is told what happened; it may go on after a reset, and so may the next one who leases the env."""
     async with serving(tmp_path, "--env-id=trial:Trial-v0", "--num-envs=3", "--num-workers=2") as server:
+        error = (await server.ask("POST", "/sessions", 502, options={"fail": True}))["error"]
+        assert error.startswith("LookupError: there is no pole\nraised by env 0 during reset, worker pid ")
+        health = await server.health()
+        assert (health["free_envs"], health["sessions"]) == (3, 0)
+        await server.ask("POST", "/sessions", 502, options={"fail": True})  # env 1
+        await server.ask("POST", "/sessions", 502, options={"fail": True})  # env 2: the next one is env 0 again
         sessions = [await server.begin() for _ in range(3)]  # env 0 and 1 in one worker, env 2 in the other
         error = (await server.ask("POST", f"{sessions[1]}/step", 502, action=BROKEN))["error"]
         assert error.startswith("LookupError: the pole broke\nraised by env 1 during step, worker pid ")
