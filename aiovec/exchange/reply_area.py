@@ -47,6 +47,10 @@ class ReplyArea:
         self._header[0] = seq
         return fits
 
+    def has(self, seq: int) -> bool:
+        """Whether the worker has ended step `seq`; from any thread."""
+        return bool(self._header[0] == seq)
+
     def take(self, seq: int) -> bytes | None:
         """A copy of the reply to step `seq`; `None` if it is not there: not yet, or sent."""
         if self._header[0] != seq or (nbytes := self._header[1]) == _ELSEWHERE:

@@ -555,6 +555,11 @@ class Calls:
         sent, env_index = self._sent, call.env_index
         return call.is_complete or (sent is not None and env_index is not None and sent.has_left(env_index, call.seq))
 
+    def has_ended(self, call: PendingCall, index: int) -> bool:
+        """Whether a worker has ended a call, although nobody was woken, since others have not; from any thread."""
+        areas, tally = self._reply_areas, index_in(call.group)
+        return call.is_together and bool(areas) and tally < NUM_TALLIES and areas[index][tally].has(call.seq)
+
     def taken(self, env_ids: Sequence[int]) -> None:
         """Rows, or failures, were given to the user."""
         is_of_many = False

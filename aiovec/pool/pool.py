@@ -306,6 +306,8 @@ class Pool:
         for call in list(self.calls.pending.values()):
             env_ids: list[int] = []
             for index in sorted(call.missing):
+                if self.calls.has_ended(call, index):
+                    continue
                 worker = self.workers[index]
                 asked = call.answered_by(worker.env_ids)
                 called = {worker.env_ids[doing.row] for doing in worker.doing} & {*asked}

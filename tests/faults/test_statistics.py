@@ -70,6 +70,19 @@ async def test_what_is_pending_is_named(gate: Gate) -> None:
         assert envs.statistics().pending == ()
 
 
+async def test_a_worker_that_has_ended_is_not_waited_for(gate: Gate) -> None:
+    """Although it has woken nobody, since the other one has not."""
+    env_fns = [functools.partial(Gated, gate.key, offset=index) for index in range(4)]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=2) as envs:
+        await envs.reset()
+        step = asyncio.create_task(envs.step([0, PASS_GATE, 0, 0]))
+        await gate.arrived()
+        while envs.statistics().pending[0].env_ids != (1,):
+            await asyncio.sleep(0.005)
+        gate.open()
+        await step
+
+
 async def test_restarts_are_counted() -> None:
     async with AsyncVectorEnv([Raises] * 3, num_workers=1, on_failure="restart") as envs:
         await envs.reset()

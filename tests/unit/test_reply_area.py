@@ -23,8 +23,10 @@ def test_each_replaces_the_one_before(replies: list[bytes]) -> None:
     theirs, ours = ReplyArea(memory), ReplyArea(memory)
     for seq, reply in enumerate(replies, start=1):
         fits = len(reply) <= LARGEST
+        assert not ours.has(seq)
         assert ours.take(seq) is None  # the one before is still there
         assert theirs.leave(seq, reply) == fits
+        assert ours.has(seq)
         assert ours.take(seq) == (reply if fits else None)
 
 
