@@ -99,6 +99,12 @@ def test_importing_aiovec_imports_what_it_needs() -> None:
     assert imported_by("import aiovec") >= {"asyncio", "anyio", "numpy", "gymnasium", "aiovec.vector_env"}
 
 
+def test_extras_are_imported_when_they_are_needed() -> None:
+    """Who has not installed one, or does not use it, does not wait for it."""
+    extras = {"typer", "rich", "matplotlib", "PIL", "greenlet"}
+    assert not imported_by("import aiovec") & {*extras, "aiovec.cli", "aiovec.testing", "aiovec.wrapped_env"}
+
+
 def test_what_a_worker_starts_is_no_worker() -> None:
     """The mark does not go on to other processes."""
     code = "import os, aiovec; assert 'AIOVEC_WORKER' not in os.environ; aiovec.make_vec"
