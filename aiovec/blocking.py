@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
+import threading
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -39,6 +41,26 @@ __all__ = ["BlockingVectorEnv", "register_vec"]
 
 _Result = TypeVar("_Result")
 _Arguments = ParamSpec("_Arguments")
+
+
+def _in_one_thread(
+    method: Callable[Concatenate[BlockingVectorEnv, _Arguments], _Result],
+) -> Callable[Concatenate[BlockingVectorEnv, _Arguments], _Result]:
+    """A method that is refused inside a running event loop, and while another thread is in one of these."""
+    name = f"{method.__name__}()"
+
+    @functools.wraps(method)
+    def guarded(self: BlockingVectorEnv, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        _refuse_in_running_loop(name)
+        in_use = self._in_use  # pyright: ignore[reportPrivateUsage]  the decorator is the class's own
+        if not in_use.acquire(blocking=False):
+            raise AlreadyPendingCallError(method.__name__, (), owed=False)
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            in_use.release()
+
+    return guarded
 
 
 @dataclass
@@ -103,6 +125,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         if max_concurrency is not None:
             options.setdefault("num_workers", min(max_concurrency, len(env_fns)))
         self._begun: _Begun | None = None
+        self._in_use = threading.Lock()
         self._envs = AsyncVectorEnv(
             env_fns,
             shared_memory=shared_memory,
@@ -152,6 +175,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         self.reset_async(seed, options, env_ids)
         return self.reset_wait()
 
+    @_in_one_thread
     def reset_async(
         self,
         seed: int | Sequence[int | None] | None = None,
@@ -171,6 +195,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         self._refuse_begun("reset")
         self._begun = _Begun("reset", batches.begin_reset(target), batches.reset_result)
 
+    @_in_one_thread
     def reset_wait(self, timeout: float | None = None) -> ResetResult:
         """Waits for a reset that was begun; see `step_wait`."""
         result: ResetResult = self._wait("reset", timeout)
@@ -185,6 +210,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         self.step_async(actions)
         return self.step_wait()
 
+    @_in_one_thread
     def step_async(self, actions: Any) -> None:
         """Sends an action to every env; `step_wait` takes the result. Until then this process is free for other work.
 
@@ -196,6 +222,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         self._refuse_begun("step")
         self._begun = _Begun("step", batches.begin_step(actions), batches.step_result)
 
+    @_in_one_thread
     def step_wait(self, timeout: float | None = None) -> StepResult:
         """Waits for a step that was begun.
 
@@ -218,6 +245,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         self.call_async(name, *args, env_ids=env_ids, **kwargs)
         return self.call_wait()
 
+    @_in_one_thread
     def call_async(self, name: str, /, *args: Any, env_ids: Sequence[int] | None = None, **kwargs: Any) -> None:
         """Begins a call; `call_wait` takes its results.
 
@@ -229,6 +257,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         asked = begin_call(batches, name, args, kwargs, env_ids)
         self._begun = _Begun("call", asked.call, asked.result)
 
+    @_in_one_thread
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """Waits for a call that was begun; see `step_wait`."""
         result: tuple[Any, ...] = self._wait("call", timeout)
@@ -238,6 +267,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         """An attribute of each env, or of some; as in Gymnasium, a callable one is called."""
         return self.call(name, env_ids=env_ids)
 
+    @_in_one_thread
     def set_attr(self, name: str, values: Any, *, env_ids: Sequence[int] | None = None) -> None:
         """Sets an attribute of each env, or of some; a list or tuple has one value an env."""
         self._run("set_attr", self._envs.set_attr, name, values, env_ids=env_ids)
@@ -258,20 +288,24 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
 
     # ---- beyond Gymnasium
 
+    @_in_one_thread
     def send(self, actions: Any, env_ids: Sequence[int] | None = None) -> None:
         """Sends an action to some envs, each of which steps by itself; see `AsyncVectorEnv.send`."""
         self._run("send", self._envs.send, actions, env_ids)
 
+    @_in_one_thread
     def recv(self, min_envs: int | None = None, max_envs: int | None = None) -> StepBatch:
         """Collects the first rows of envs that were sent an action; see `AsyncVectorEnv.recv`."""
         return self._run("recv", self._envs.recv, min_envs, max_envs)
 
+    @_in_one_thread
     def rollout(self, policy: Policy, num_steps: int, *, groups: int = 1, pin_memory: bool = False) -> Rollout:
         """Steps all envs so many times by the actions of a policy; see `AsyncVectorEnv.rollout`."""
         return self._run("rollout", self._envs.rollout, policy, num_steps, groups=groups, pin_memory=pin_memory)
 
     # ---- lifetime
 
+    @_in_one_thread
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """What `close(timeout=…, terminate=…)` does: ends what was begun, closes the envs, ends the workers.
 
@@ -282,7 +316,6 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         Raises:
             Exception: What an env's `close` raised, or an `ExceptionGroup` of several; everything is freed all the same.
         """
-        _refuse_in_running_loop("close()")
         self.closed = True
         self._leave_begun()
         try:
@@ -294,8 +327,14 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
             self._loop.close()
 
     def terminate(self) -> None:
-        """Ends the workers at once and frees everything; the same as `close(terminate=True)`."""
-        self.close(terminate=True)
+        """Ends the workers at once, also while another thread waits in a call, which then raises `ClosedEnvironmentError`.
+
+        Else, and after that, the same as `close(terminate=True)`, which frees everything.
+        """
+        try:
+            self.close(terminate=True)
+        except AlreadyPendingCallError:
+            self._envs.terminate()
 
     def __del__(self) -> None:
         if self.closed or getattr(self, "_loop", None) is None:
@@ -311,12 +350,9 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
     # ---- one call at a time
 
     def _ready(self, command: str) -> Batches:
-        """What calls go through, if one may be made here and now."""
-        if self._batches is None:
+        """What calls go through, while the vector is open."""
+        if self._batches is None or self._envs.closed:
             raise ClosedEnvironmentError(f"{command}()")
-        _refuse_in_running_loop(f"{command}()")
-        if self._loop.is_running:
-            raise AlreadyPendingCallError(command, (), owed=False)
         return self._batches
 
     def _refuse_begun(self, command: str) -> None:
@@ -331,7 +367,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         assert begun.call.future is not None  # noqa: S101
         if not self._loop.wait(begun.call.future, timeout):
             waits_for = [call.env_ids for call in self._envs.statistics().pending]
-            raise CallTimeoutError(command, timeout or 0.0, waits_for[-1])
+            raise CallTimeoutError(command, timeout or 0.0, waits_for[-1] if waits_for else ())
         self._begun = None
         if batches.calls.has_nothing_to_say(begun.call):
             return batches.calls.completed(begun.call, begun.result, [])

@@ -121,7 +121,7 @@ class AlreadyPendingCallError(AiovecError, gymnasium_error.AlreadyPendingCallErr
                 f"`reset()` discards it, but only once a `{begun}_wait` has timed out or was interrupted; `close()` ends it."
             )
         elif not env_ids:
-            text = f"{command}() refused: another task is in {command}() already. Await that first."
+            text = f"{command}() refused: another task, or another thread, is in such a call already. Await that first."
         elif owed:
             text = (
                 f"{command}() refused: {name_envs(env_ids)} {'was' if len(env_ids) == 1 else 'were'} sent an action, or "

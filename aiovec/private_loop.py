@@ -37,12 +37,7 @@ class PrivateLoop:
         self._is_interrupted = False
 
     def __repr__(self) -> str:
-        return f"<PrivateLoop running={self.is_running}>"
-
-    @property
-    def is_running(self) -> bool:
-        """Whether somebody waits at the moment: another thread."""
-        return self._loop.is_running()
+        return f"<PrivateLoop running={self._loop.is_running()}>"
 
     def wait(self, future: asyncio.Future[Any], timeout: float | None = None) -> bool:
         """Runs the loop until a future of it is done.

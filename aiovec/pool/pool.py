@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -81,7 +80,6 @@ class Pool:
         restarts: Restarts | None,
     ) -> None:
         self.loop = loop
-        self._thread = threading.get_ident()
         self.workers: Workers = []
         self.shared: bool = shared_memory or num_workers == 0
         self._env_ids = split_evenly(num_envs, num_workers or 1)
@@ -375,10 +373,12 @@ class Pool:
 
     def terminate(self) -> None:
         """Ends every worker now, from anywhere, also without a loop."""
-        if threading.get_ident() != self._thread and self.loop.is_running():
+        if self.loop.is_running() and asyncio._get_running_loop() is not self.loop:  # noqa: SLF001  get_running_loop raises
             for worker in self.workers:
                 worker.kill()
-            self.loop.call_soon_threadsafe(self.terminate)  # descriptors are taken off the loop in its own thread
+            self.loop.call_soon_threadsafe(
+                self.terminate
+            )  # descriptors are taken off the loop in the thread that runs it
             return
         for worker in self.workers:
             if not worker.ended.is_set():

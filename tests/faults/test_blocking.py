@@ -279,13 +279,102 @@ def test_one_thread_at_a_time(gate: Gate) -> None:
     thread = threading.Thread(target=lambda: results.append(envs.step([PASS_GATE, 0])))
     thread.start()
     asyncio.run(gate.arrived())
-    with pytest.raises(gym.error.AlreadyPendingCallError):
+    while not envs._in_use.locked():  # between `step_async` and `step_wait`
+        time.sleep(0.001)
+    with pytest.raises(gym.error.AlreadyPendingCallError, match="another thread"):
         envs.reset()
     gate.open()
     thread.join()
     assert results[0][1].tolist() == [1, 1]
     envs.step([0, 0])
     envs.close()
+
+
+def test_terminate_while_another_thread_waits(gate: Gate) -> None:
+    """It is told at once; a close is refused, as it would have to wait."""
+    envs = blocking([partial(Gated, gate.key), Counter])
+    envs.reset()
+    raised: list[BaseException] = []
+
+    def step() -> None:
+        try:
+            envs.step([PASS_GATE, 0])
+        except aiovec.ClosedEnvironmentError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    asyncio.run(gate.arrived())
+    while not envs._in_use.locked():  # between `step_async` and `step_wait`
+        time.sleep(0.001)
+    with pytest.raises(gym.error.AlreadyPendingCallError):
+        envs.close()
+    envs.terminate()
+    thread.join()
+    assert len(raised) == 1
+    for closed in (envs.reset, lambda: envs.step([0, 0]), envs.step_wait):
+        with pytest.raises(gym.error.ClosedEnvironmentError):
+            closed()
+    envs.close()
+    assert envs.closed
+
+
+def handled(_signal_number: int, _frame: Any) -> None:
+    raise LookupError("the user's own handler")
+
+
+def test_signal_handlers_are_left_as_they_are() -> None:
+    """Of the user, and Python's own, whatever a call raises; in any thread."""
+    envs = blocking([Raises] * 2)
+    envs.reset()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for handler in (handled, signal.SIG_IGN, signal.default_int_handler):
+            signal.signal(signal.SIGINT, handler)
+            with pytest.raises(ValueError, match="An error occurred."):
+                envs.step([1, 0])
+            assert signal.getsignal(signal.SIGINT) is handler
+            envs.reset()
+        thread = threading.Thread(target=envs.reset)
+        thread.start()
+        thread.join()
+        signal.signal(signal.SIGINT, handled)
+        envs.step_async([0, 0])
+        envs.step_wait()
+        assert signal.getsignal(signal.SIGINT) is handled
+    finally:
+        signal.signal(signal.SIGINT, before)
+    envs.close()
+
+
+UNCLOSED = """
+    import sys
+    import gymnasium as gym
+    import aiovec
+
+    envs = aiovec.BlockingVectorEnv([lambda: gym.make("CartPole-v1")] * 4, num_workers=2)
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    envs.reset(seed=1)
+    envs.step(envs.action_space.sample())
+    if sys.argv[1] == "begun":
+        envs.unwrapped.step_async(envs.action_space.sample())
+    if sys.argv[1] == "raises":
+        raise SystemExit("an end")
+    print("ends")
+"""
+
+
+@pytest.mark.parametrize("how", ["returns", "begun", "raises"])
+def test_a_program_that_never_closes(tmp_path: Path, how: str) -> None:
+    """It ends, quietly, as Gymnasium's users are used to."""
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(UNCLOSED))
+    environment = os.environ | {"PYTHONPATH": str(Path(aiovec.__file__).parents[1])}
+    ended = subprocess.run(
+        [sys.executable, str(program), how], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert ended.stderr == ("an end\n" if how == "raises" else "")
+    assert ended.returncode == (how == "raises")
 
 
 PROGRAM = """
@@ -334,7 +423,7 @@ def test_ctrl_c(tmp_path: Path, num_workers: str) -> None:
     program.write_text(textwrap.dedent(PROGRAM))
     environment = os.environ | {"PYTHONPATH": str(Path(aiovec.__file__).parents[1])}
     with subprocess.Popen(
-        [sys.executable, "-X", "dev", str(program), num_workers],
+        [sys.executable, str(program), num_workers],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
