@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +30,7 @@ _BEAT_SECONDS = 0.005
 _NUM_ACTION_ROWS = 64
 # Two medians that differ by less are called equal: rounds of a shared machine differ by as much.
 _NOISE = 1.1
-# An env whose step takes longer than this share of CPU waits, for I/O or a lock, rather than computes.
+# An env that computes for less than this share of its step waits, for I/O or a lock.
 _WAITS_BELOW = 0.5
 
 
@@ -40,7 +42,8 @@ class EnvTimes:
         build: Its construction.
         reset: The median of its resets.
         step: The mean of its steps.
-        cpu: The share of a step in which this process computed; the rest it waited.
+        cpu: The share of a step in which this thread computed; the rest it waited. 1 where it never gave up its CPU by
+            itself: what others took of it on a busy machine is no wait.
     """
 
     build: float
@@ -124,11 +127,12 @@ def _measure_env(env_fn: EnvFn, seconds: float, runner: asyncio.Runner) -> EnvTi
     env.action_space.seed(1)
     actions = [env.action_space.sample() for _ in range(_NUM_ACTION_ROWS)]
     num_steps, stepping, computing, ended = 0, 0.0, 0.0, False
+    waits_before = _num_waits()
     while stepping + sum(resets) < seconds or not num_steps:
         if ended:
             resets.append(_seconds_of(reset))
             ended = False
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), time.thread_time()
         for action in actions:
             _, _, terminated, truncated, _ = step(action)
             num_steps += 1
@@ -136,12 +140,19 @@ def _measure_env(env_fn: EnvFn, seconds: float, runner: asyncio.Runner) -> EnvTi
             if ended or time.perf_counter() - wall > seconds:
                 break
         stepping += time.perf_counter() - wall
-        computing += time.process_time() - cpu
+        computing += time.thread_time() - cpu
+    has_waited = _num_waits() - waits_before > num_steps / 2
     if isinstance(env, AsyncEnv):
         runner.run(env.close())
     else:
         env.close()
-    return EnvTimes(build, statistics.median(resets), stepping / num_steps, min(computing / stepping, 1.0))
+    share = min(computing / stepping, 1.0) if has_waited else 1.0
+    return EnvTimes(build, statistics.median(resets), stepping / num_steps, share)
+
+
+def _num_waits() -> int:
+    """How often this thread has given up its CPU by itself."""
+    return resource.getrusage(resource.RUSAGE_THREAD if sys.platform == "linux" else resource.RUSAGE_SELF).ru_nvcsw
 
 
 def _seconds_of(function: Callable[[], object]) -> float:

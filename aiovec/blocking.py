@@ -106,6 +106,15 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         Exception: What building an env raised, with the worker's frames, or an `ExceptionGroup` of several; nothing is left.
     """
 
+    num_envs: int
+    metadata: dict[str, Any]
+    render_mode: str | None
+    observation_space: gym.Space[Any]
+    single_observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    single_action_space: gym.Space[Any]
+    closed: bool = False
+
     def __init__(
         self,
         env_fns: Sequence[EnvFn],

@@ -33,7 +33,7 @@ __all__ = ["app"]
 _NUM_ROUNDS = 5
 _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="aiovec",
     help="Many reinforcement-learning environments at once, under await.",
     no_args_is_help=True,

@@ -113,7 +113,7 @@ class AlreadyPendingCallError(AiovecError, gymnasium_error.AlreadyPendingCallErr
 
     def __init__(self, command: str, env_ids: Sequence[int], owed: bool, *, begun: str | None = None) -> None:
         self.command = command
-        self.name = begun or command  # gymnasium's attribute
+        self.name: str = begun or command  # gymnasium's attribute
         self.env_ids: tuple[int, ...] = tuple(env_ids)
         if begun is not None:
             text = (
@@ -137,7 +137,7 @@ class NoAsyncCallError(AiovecError, gymnasium_error.NoAsyncCallError):
     """`recv`, or a blocking `step_wait`, was asked although nothing is pending, so it would wait for ever."""
 
     def __init__(self, command: str = "recv") -> None:
-        self.name = command  # gymnasium's attribute
+        self.name: str = command  # gymnasium's attribute
         if command == "recv":
             text = "recv() refused: no env was sent an action, and none is owed. `await envs.send(actions)` first."
         else:

@@ -161,10 +161,11 @@ async def test_a_cancelled_rollout(gate: Gate, num_workers: int, shared: bool, g
             rows: dict[int, float] = {}
             async for batch in envs.batches():
                 rows.update(zip(batch.env_ids.tolist(), batch.observations[:, 2].tolist(), strict=True))
-            assert set(rows.values()) == {3.0}
-            assert 0 in rows
+            assert rows[0] == 3.0
+            # The other group may not have been asked for as many steps yet when the first one came to the gate.
+            assert set(rows.values()) <= ({3.0} if groups == 1 else {2.0, 3.0})
             rollout = await envs.rollout(zeros, 2, groups=groups)  # goes on from there
-            assert {rollout.observations[0, env_index, 2] for env_index in rows} == {3.0}
+            assert {env_index: rollout.observations[0, env_index, 2] for env_index in rows} == rows
             await assert_goes_on(envs, groups)
             assert "free=0" not in repr(envs._started.pool.rollout_strips)  # type: ignore[union-attr]
 
