@@ -54,16 +54,17 @@ class Heartbeat:
     def _note(self) -> None:
         gap, without_cpu = time.perf_counter() - self._last, _seconds_without_cpu()
         if gap > self._bound:
-            self.longest_gap = max(self.longest_gap, gap - (without_cpu - self._without_cpu))
+            self.longest_gap = max(self.longest_gap, gap - max(without_cpu - self._without_cpu, 0.0))
         self._last, self._without_cpu = time.perf_counter(), without_cpu
 
 
 def _seconds_without_cpu() -> float:
     """How long the threads of this process have waited for a CPU so far: the loop's own, and who held Python's lock."""
     nanoseconds = 0
-    for task in _OWN_TASKS.iterdir() if _OWN_TASKS.is_dir() else ():
-        with contextlib.suppress(OSError):  # a thread that just ended
-            nanoseconds += int((task / "schedstat").read_text().split()[1])
+    with contextlib.suppress(OSError):  # no such folder here, or no descriptor left to look at it
+        for task in _OWN_TASKS.iterdir():
+            with contextlib.suppress(OSError):  # a thread that just ended
+                nanoseconds += int((task / "schedstat").read_text().split()[1])
     return nanoseconds / 1e9
 
 
