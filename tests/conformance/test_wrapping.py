@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,19 @@ def test_wrappers_around_the_blocking_face(case: Case, mode: AutoresetMode) -> N
     assert blocking.closed
 
 
+def frames_of(video: Path) -> Any:
+    """By the program that moviepy itself uses, `[frames, height, width, 3]`: one env beside the other."""
+    import imageio_ffmpeg
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video)]
+    decoded = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
+    return np.frombuffer(decoded.stdout, np.uint8).reshape(-1, 32, 96, 3)
+
+
 @pytest.mark.blocks_loop
 async def test_a_video_is_written(tmp_path: Path) -> None:
     """A real file, with the frames that Gymnasium's own vector would have in it."""
-    moviepy = pytest.importorskip("moviepy", reason="RecordVideo needs moviepy")
+    pytest.importorskip("moviepy", reason="RecordVideo needs moviepy")
     env_fns = [lambda: Painted(render_mode="rgb_array")] * 2
     actions = np.zeros((2, 2), np.float32)
 
@@ -116,12 +126,8 @@ async def test_a_video_is_written(tmp_path: Path) -> None:
     for _ in range(8):
         sync.step(actions)
     sync.close()
-    frames = []
-    for folder in ("ours", "theirs"):
-        (video,) = (tmp_path / folder).glob("*.mp4")
-        with moviepy.VideoFileClip(str(video)) as clip:
-            frames.append(np.array(list(clip.iter_frames())))
-    assert frames[0].shape[1:] == (32, 96, 3)  # one env beside the other
+    frames = [frames_of(*(tmp_path / folder).glob("*.mp4")) for folder in ("ours", "theirs")]
+    assert len(frames[0]) >= 5
     assert frames[0].max() > 100
     assert_same(frames[0], frames[1], "frames")
 
