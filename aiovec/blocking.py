@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import os
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
@@ -41,6 +42,9 @@ __all__ = ["BlockingVectorEnv", "register_vec"]
 
 _Result = TypeVar("_Result")
 _Arguments = ParamSpec("_Arguments")
+
+
+_of_other_processes: list[PrivateLoop] = []  # never collected here
 
 
 def _in_one_thread(
@@ -135,6 +139,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
             options.setdefault("num_workers", min(max_concurrency, len(env_fns)))
         self._begun: _Begun | None = None
         self._in_use = threading.Lock()
+        self._pid = os.getpid()
         self._envs = AsyncVectorEnv(
             env_fns,
             shared_memory=shared_memory,
@@ -347,6 +352,11 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
 
     def __del__(self) -> None:
         if self.closed or getattr(self, "_loop", None) is None:
+            return
+        if (
+            os.getpid() != self._pid
+        ):  # a fork: it shares the epoll of our loop, from which it would take all that we wait for
+            _of_other_processes.append(self._loop)
             return
         try:
             warnings.warn(f"{self!r} was never closed: call `envs.close()`", ResourceWarning, stacklevel=2, source=self)

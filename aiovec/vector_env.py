@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import warnings
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from types import TracebackType
@@ -104,6 +105,7 @@ class AsyncVectorEnv:
         max_restarts: int = 3,
     ) -> None:
         self._closed = False
+        self._pid = os.getpid()
         self._started: Started | None = None
         self._start_task: asyncio.Task[Started] | None = None
         self._start_waiters = 0
@@ -338,8 +340,13 @@ class AsyncVectorEnv:
             raise as_one_exception("close", records)
 
     def terminate(self) -> None:
-        """Ends the workers at once and frees everything, without `await`: from any place, also after the loop."""
+        """Ends the workers at once and frees everything, without `await`: from any place, also after the loop.
+
+        In a process that was forked from the vector's it does nothing: nothing is its own.
+        """
         self._closed = True
+        if os.getpid() != self._pid:
+            return
         if self._start_task is not None and self._loop is not None and not self._loop.is_closed():
             self._start_task.cancel()
         if self._started is not None:
@@ -347,7 +354,7 @@ class AsyncVectorEnv:
             self._batches = None
 
     def __del__(self) -> None:
-        if getattr(self, "_started", None) is None or self._closed:
+        if getattr(self, "_started", None) is None or self._closed or os.getpid() != self._pid:
             return
         try:
             warnings.warn(

@@ -347,6 +347,34 @@ def test_signal_handlers_are_left_as_they_are() -> None:
     envs.close()
 
 
+FORKS = """
+    import gc, os, sys
+    import gymnasium as gym
+    import aiovec
+
+    envs = aiovec.BlockingVectorEnv([lambda: gym.make("CartPole-v1")] * 4, num_workers=2)
+    envs.reset()
+    pid = os.fork()
+    if pid == 0:
+        del envs
+        gc.collect()
+        sys.exit(0)
+    os.waitpid(pid, 0)
+    print(envs.step([0] * 4)[1].sum())
+    envs.close()
+"""
+
+
+def test_a_fork_of_the_program_does_not_touch_the_vector(tmp_path: Path) -> None:
+    """It forgets the vector, and the program's own goes on."""
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(FORKS))
+    environment = os.environ | {"PYTHONPATH": str(Path(aiovec.__file__).parents[1])}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(program)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("4.0\n", "", 0)
+
+
 UNCLOSED = """
     import sys
     import gymnasium as gym
