@@ -13,8 +13,9 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -24,14 +25,19 @@ from aiovec.async_env import AsyncEnv
 from aiovec.pool.start import EnvFn
 from aiovec.vector_env import AsyncVectorEnv
 
-__all__ = ["Contestant", "EnvTimes", "Result", "advice", "contestants", "measure_env", "usual_workers"]
+__all__ = ["Contestant", "EnvTimes", "Result", "advice", "as_text", "contestants", "measure_env", "usual_workers"]
 
 _BEAT_SECONDS = 0.005
 _NUM_ACTION_ROWS = 64
-# Two medians that differ by less are called equal: rounds of a shared machine differ by as much.
+# Two medians that differ by less are called equal: rounds of a shared machine differ by as much. So are two of which the slower one
+# was faster in more than one of five rounds.
 _NOISE = 1.1
-# An env that computes for less than this share of its step waits, for I/O or a lock.
+_ROUNDS_THAT_AGREE = 0.8
+# An env that computes for less than this share of a step waits, for I/O or a lock.
 _WAITS_BELOW = 0.5
+# A vector step that takes less in its envs is not worth being shared out: a message there and back is some tenths of this.
+_CHEAP_SECONDS = 1e-3
+_SYNC, _ASYNC = "Gymnasium Sync", "Gymnasium Async"
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,16 @@ class EnvTimes:
         build: Its construction.
         reset: The median of its resets.
         step: The mean of its steps.
-        cpu: The share of a step in which this thread computed; the rest it waited. 1 where it never gave up its CPU by
-            itself: what others took of it on a busy machine is no wait.
+        cpu: The share of a step in which this process computed; the rest it waited. What it waited for a CPU that others
+            had is in neither.
+        is_async: Whether it is an `AsyncEnv`.
     """
 
     build: float
     reset: float
     step: float
     cpu: float
+    is_async: bool = False
 
 
 @dataclass
@@ -94,7 +102,7 @@ class Result:
             "step_seconds_of_rounds": self.step_seconds,
             "median_step_seconds": self.median_step_seconds if self.step_seconds else None,
             "env_steps_per_second": self.steps_per_second if self.step_seconds else None,
-            "overhead": self.overhead,
+            "overhead_share": self.overhead,
             "longest_heartbeat_gap_seconds": self.longest_gap_seconds,
         }
 
@@ -106,59 +114,88 @@ def usual_workers(num_envs: int, num_cpus: int) -> tuple[int, ...]:
 
 
 def measure_env(env_fn: EnvFn, seconds: float) -> EnvTimes:
-    """Steps one env in this process, for about so long; its actions are drawn before."""
-    with asyncio.Runner() as runner:
-        return _measure_env(env_fn, seconds, runner)
+    """Steps one env in this process, for about so long; its actions are drawn before.
 
-
-def _measure_env(env_fn: EnvFn, seconds: float, runner: asyncio.Runner) -> EnvTimes:
+    Raises:
+        Exception: What the env raised, with a note that says in which command.
+    """
     began = time.perf_counter()
-    env: Any = env_fn()
-    build = time.perf_counter() - began
+    with _during("construction"):
+        env: Any = env_fn()
+    measuring = _measure_env(env, time.perf_counter() - began, seconds)
+    if isinstance(env, AsyncEnv):
+        with asyncio.Runner() as runner:
+            return runner.run(measuring)
+    return _run_without_loop(measuring)
 
-    def reset(**kwargs: Any) -> object:
-        return runner.run(env.reset(**kwargs)) if isinstance(env, AsyncEnv) else env.reset(**kwargs)
 
-    def awaited_step(action: Any) -> Any:
-        return runner.run(env.step(action))
+def _run_without_loop(coroutine: Coroutine[Any, Any, EnvTimes]) -> EnvTimes:
+    """Runs what awaits nothing: an ordinary env may start a loop of its own, which it could not inside of ours."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        times: EnvTimes = ended.value
+        return times
+    raise RuntimeError("an ordinary env awaits nothing")
 
-    step = awaited_step if isinstance(env, AsyncEnv) else env.step
-    resets = [_seconds_of(lambda: reset(seed=1))]
-    env.action_space.seed(1)
-    actions = [env.action_space.sample() for _ in range(_NUM_ACTION_ROWS)]
+
+async def _measure_env(env: Any, build: float, seconds: float) -> EnvTimes:
+    is_async = isinstance(env, AsyncEnv)
+
+    async def seconds_of_reset(**kwargs: Any) -> float:
+        began = time.perf_counter()
+        with _during("reset"):
+            answer = env.reset(**kwargs)
+            if is_async:
+                await answer
+        return time.perf_counter() - began
+
+    resets = [await seconds_of_reset(seed=1)]
+    with _during("the sampling of actions"):
+        env.action_space.seed(1)
+        actions = [env.action_space.sample() for _ in range(_NUM_ACTION_ROWS)]
     num_steps, stepping, computing, ended = 0, 0.0, 0.0, False
-    waits_before = _num_waits()
+    queuing = 0.0
     while stepping + sum(resets) < seconds or not num_steps:
         if ended:
-            resets.append(_seconds_of(reset))
-            ended = False
-        wall, cpu = time.perf_counter(), time.thread_time()
-        for action in actions:
-            _, _, terminated, truncated, _ = step(action)
-            num_steps += 1
-            ended = bool(terminated or truncated)
-            if ended or time.perf_counter() - wall > seconds:
-                break
+            resets.append(await seconds_of_reset())
+        queued, wall, cpu = _seconds_without_cpu(), time.perf_counter(), time.process_time()
+        with _during("step"):
+            for action in actions:
+                answer = env.step(action)
+                if is_async:
+                    answer = await answer
+                num_steps += 1
+                ended = bool(answer[2] or answer[3])
+                if ended or time.perf_counter() - wall > seconds:
+                    break
         stepping += time.perf_counter() - wall
-        computing += time.thread_time() - cpu
-    has_waited = _num_waits() - waits_before > num_steps / 2
-    if isinstance(env, AsyncEnv):
-        runner.run(env.close())
-    else:
-        env.close()
-    share = min(computing / stepping, 1.0) if has_waited else 1.0
-    return EnvTimes(build, statistics.median(resets), stepping / num_steps, share)
+        computing += time.process_time() - cpu
+        queuing += _seconds_without_cpu() - queued
+    with _during("close"):
+        closing = env.close()
+        if is_async:
+            await closing
+    waiting = max(0.0, stepping - computing - queuing)
+    share = computing / (computing + waiting) if waiting else 1.0
+    return EnvTimes(build, statistics.median(resets), stepping / num_steps, share, is_async)
 
 
-def _num_waits() -> int:
-    """How often this thread has given up its CPU by itself."""
-    return resource.getrusage(resource.RUSAGE_THREAD if sys.platform == "linux" else resource.RUSAGE_SELF).ru_nvcsw
+@contextlib.contextmanager
+def _during(command: str) -> Generator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"during {command}")
+        raise
 
 
-def _seconds_of(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+def _seconds_without_cpu() -> float:
+    """How long this thread has waited for a CPU so far; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except FileNotFoundError:
+        return 0.0
 
 
 class Contestant:
@@ -265,12 +302,7 @@ class _Gymnasium(Contestant):
         self._envs: gym.vector.VectorEnv[Any, Any, Any] | None = None
 
     def _begin(self) -> gym.Space[Any]:
-        # A Ctrl-C reaches its processes, too, which would print a traceback each.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            self._envs = self._make()
-        finally:
-            signal.signal(signal.SIGINT, handler)
+        self._envs = self._make()
         self._envs.reset(seed=1)
         return self._envs.action_space
 
@@ -286,6 +318,15 @@ class _Gymnasium(Contestant):
         if self._envs is not None:
             kwargs = {"terminate": True} if isinstance(self._envs, gym.vector.AsyncVectorEnv) else {}
             self._envs.close(**kwargs)
+
+
+def _gymnasium_async(env_fns: list[Any], mode: AutoresetMode) -> gym.vector.AsyncVectorEnv:
+    """Its processes never see a Ctrl-C, at which each would print a traceback; ours comes when they have started."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        return gym.vector.AsyncVectorEnv(env_fns, autoreset_mode=mode)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextlib.contextmanager
@@ -305,8 +346,8 @@ def contestants(
     everyone: list[Contestant] = [_Aiovec(env_fn, num_envs, number, mode) for number in workers]
     if beside_gymnasium:
         everyone += [
-            _Gymnasium("Gymnasium Sync", lambda: gym.vector.SyncVectorEnv(env_fns, autoreset_mode=mode), num_envs),
-            _Gymnasium("Gymnasium Async", lambda: gym.vector.AsyncVectorEnv(env_fns, autoreset_mode=mode), num_envs),
+            _Gymnasium(_SYNC, lambda: gym.vector.SyncVectorEnv(env_fns, autoreset_mode=mode), num_envs),
+            _Gymnasium(_ASYNC, lambda: _gymnasium_async(env_fns, mode), num_envs),
         ]
     with contextlib.ExitStack() as stack:
         for contestant in everyone:
@@ -315,11 +356,11 @@ def contestants(
 
 
 def advice(env: EnvTimes, results: Sequence[Result]) -> str:
-    """One sentence: what to use for this env. Pure.
+    """What to use for this env, in a sentence or two. Pure.
 
     Args:
         env: The env by itself.
-        results: Of all contestants that have run.
+        results: Of all contestants; those without a round do not count.
     """
     ours = [result for result in results if result.num_workers is not None and result.step_seconds]
     if not ours:
@@ -327,45 +368,64 @@ def advice(env: EnvTimes, results: Sequence[Result]) -> str:
     fastest = min(ours, key=lambda result: result.median_step_seconds)
     # The fewest workers that are as fast, as far as can be told.
     best = min(
-        (result for result in ours if result.median_step_seconds <= _NOISE * fastest.median_step_seconds),
-        key=lambda result: result.num_workers or 0,
+        (result for result in ours if not _is_slower(result, fastest)), key=lambda result: result.num_workers or 0
     )
     speed = f"{best.num_envs} envs at {_rounded(best.steps_per_second)} steps/s"
-    if best.num_workers == 0:
-        is_measured = any(result.num_workers for result in ours)
-        why = f"takes {_duration(env.step)} a step, less than a message to a worker is worth" if is_measured else ""
-        sentence = f"Use num_workers=0: this env {why}, {speed}" if why else f"num_workers=0 has {speed}"
-    else:
-        share = -(-best.num_envs // (best.num_workers or 1))
+    alone = next((result for result in ours if result.num_workers == 0), None)
+    if len(ours) == 1:
+        sentence = f"num_workers={best.num_workers} has {speed}"
+    elif best.num_workers:
+        share = -(-best.num_envs // best.num_workers)
         workers = "1 worker" if best.num_workers == 1 else f"{best.num_workers} workers"
         sentence = f"Use num_workers={best.num_workers} ({workers} of {share}): {speed}"
-        alone = next((result for result in ours if result.num_workers == 0), None)
         if alone is not None:
-            sentence += f", {alone.median_step_seconds / best.median_step_seconds:.1f} x as fast as without workers"
+            sentence += f", {_times(best, alone)} as without workers"
+    else:
+        sentence = f"Use num_workers=0: {speed}"
     if best is not fastest:
-        sentence += f"; num_workers={fastest.num_workers} is as fast, as far as can be told"
+        sentence += f"; num_workers={fastest.num_workers} is no faster, as far as can be told"
     others = [result for result in results if result.num_workers is None and result.step_seconds]
     rival = min(others, key=lambda result: result.median_step_seconds, default=None)
-    if rival is not None:
-        ratio = rival.median_step_seconds / best.median_step_seconds
-        if ratio < 1 / _NOISE:
-            sentence += f". {rival.name} is {1 / ratio:.1f} x as fast: it has no event loop to keep free"
-        elif ratio > _NOISE:
-            sentence += f", and {ratio:.1f} x {rival.name}"
-    if env.cpu < _WAITS_BELOW:
-        sentence += (
-            f". A step of this env waits for {1 - env.cpu:.0%} of its time: `AsyncEnv`, threads_per_worker or more workers "
+    if rival is not None and _is_slower(rival, best):
+        sentence += f", and {_times(best, rival)} as {rival.name}"
+    sentences = [sentence]
+    waits = env.cpu < _WAITS_BELOW
+    if best.num_workers == 0 and len(ours) > 1 and not waits:
+        if best.num_envs * env.step < _CHEAP_SECONDS:
+            sentences.append(
+                f"A step of this env takes {as_text(env.step)}, too little to be worth a message to a worker"
+            )
+        else:
+            sentences.append("Workers do not make it faster on this machine")
+    if rival is not None and _is_slower(best, rival):
+        why = "there is no event loop to keep free" if rival.name == _SYNC else "it has a process for each env"
+        sentences.append(f"{rival.name} is {best.median_step_seconds / rival.median_step_seconds:.1f} x as fast: {why}")
+        if rival.name == _ASYNC and all(result.num_workers != best.num_envs for result in ours):
+            sentences[-1] += f", so try num_workers={best.num_envs}, too"
+    if waits and not env.is_async:  # those of one process wait at the same time already
+        sentences.append(
+            f"A step of this env waits for {1 - env.cpu:.0%} of its time: threads_per_worker, an `AsyncEnv` or more workers "
             "let envs wait at the same time"
         )
-    return f"{sentence}."
+    return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def _is_slower(one: Result, other: Result) -> bool:
+    """By more than noise: in the median, and in nearly all rounds, which were run side by side."""
+    rounds = list(zip(one.step_seconds, other.step_seconds, strict=False))  # an interrupt may have come between the two
+    agree = sum(seconds > others_seconds for seconds, others_seconds in rounds) >= _ROUNDS_THAT_AGREE * len(rounds)
+    return one.median_step_seconds > _NOISE * other.median_step_seconds and agree
+
+
+def _times(one: Result, other: Result) -> str:
+    return f"{other.median_step_seconds / one.median_step_seconds:.1f} x as fast"
 
 
 def _rounded(number: float) -> str:
     return f"{float(f'{number:.2g}'):,.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def _duration(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.2g} µs"
+def as_text(seconds: float) -> str:
+    """Of three digits."""
+    unit, size = next(((unit, size) for unit, size in (("s", 1.0), ("ms", 1e-3)) if seconds >= size), ("µs", 1e-6))
+    return f"{float(f'{seconds / size:.3g}'):g} {unit}"
