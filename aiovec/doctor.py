@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import importlib.metadata
 import os
 import platform
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +24,11 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
+import aiovec
 from aiovec.pool.pool import usable_cpus
 from aiovec.vector_env import AsyncVectorEnv
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "examine", "package_versions"]
 
 Verdict = Literal["ok", "note", "problem"]
 
@@ -36,6 +39,18 @@ _LITTLE_MEMORY_NBYTES = 1 << 30
 _START_METHODS: tuple[Literal["fork", "forkserver", "spawn"] | None, ...] = (None, "fork", "forkserver", "spawn")
 _PACKAGES = ("aiovec", "gymnasium", "numpy", "anyio", "tblib", "cloudpickle")
 _OTHER_PACKAGES = ("uvloop", "greenlet", "torch", "ale-py", "pillow")
+_SECONDS_OF_A_START = 60.0
+_SECONDS_OF_AN_END = 5.0
+# A worker that is stuck in C code, with Python's lock held: a thread of its own could not end it.
+_STUCK_WORKER = """
+import ctypes, os, sys
+sys.path.insert(0, sys.argv[1])
+from aiovec.worker.lifeline import hold_lifeline
+pause = ctypes.PyDLL(None).pause
+hold_lifeline(int(sys.argv[2]), int(sys.argv[3]))
+os.write(1, b"x")
+pause()
+"""
 
 
 @dataclass(frozen=True)
@@ -61,8 +76,8 @@ class Finding:
 
 def examine(root: Path = Path("/")) -> Iterator[Finding]:
     """Makes all checks, one after the other; those of starts take some tenths of a second each."""
-    yield from (system(), versions(), cpus(root), memory(root), shared_memory(root), memory_files())
-    yield from (descriptors(), processes(), lifelines())
+    yield from (system(), container(root, os.environ), versions(), cpus(root), memory(root), shared_memory(root))
+    yield from (memory_files(), descriptors(), processes(root), pidfds(), lifelines())
     for method in _START_METHODS:
         yield start(method)
 
@@ -77,19 +92,41 @@ def system() -> Finding:
     return Finding("system", "problem", found, "Use Linux, on Windows in WSL 2.")
 
 
-def versions() -> Finding:
-    """Python and the packages."""
-    found = [f"Python {platform.python_version()}"]
-    missing: list[str] = []
+def container(root: Path, environ: Mapping[str, str]) -> Finding:
+    """What this runs in, by the marks that such things leave."""
+    marks = (
+        ("Docker", (root / ".dockerenv").exists()),
+        ("Podman", (root / "run/.containerenv").exists()),
+        ("Kubernetes", "KUBERNETES_SERVICE_HOST" in environ),
+        ("a Slurm job", "SLURM_JOB_ID" in environ),
+        ("WSL", "microsoft" in (_read(root / "proc/sys/kernel/osrelease") or "").lower()),
+    )
+    found = ", ".join(name for name, is_there in marks if is_there) or "none seen"
+    if os.getpid() == 1:
+        advice = "This is process 1, which must reap what others leave: `docker run --init` does it."
+        return Finding("container", "note", found, advice)
+    return Finding("container", "ok", found)
+
+
+def package_versions() -> dict[str, str]:
+    """Of Python, and of the packages that are there; a source tree of aiovec has none of its own."""
+    found = {"python": platform.python_version()}
     for name in (*_PACKAGES, *_OTHER_PACKAGES):
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            if name in _PACKAGES[1:]:  # a source tree has no version of its own
-                missing.append(name)
+            continue
+    return found
+
+
+def versions() -> Finding:
+    """Python and the packages."""
+    versions_found = package_versions()
+    found = ", ".join(f"{name} {version}" for name, version in versions_found.items())
+    missing = [name for name in _PACKAGES[1:] if name not in versions_found]
     if missing:
-        return Finding("versions", "problem", ", ".join(found), f"Install {', '.join(missing)}.")
-    return Finding("versions", "ok", ", ".join(found))
+        return Finding("versions", "problem", found, f"Install {', '.join(missing)}.")
+    return Finding("versions", "ok", found)
 
 
 def cpus(root: Path) -> Finding:
@@ -110,15 +147,14 @@ def cpus(root: Path) -> Finding:
 
 def _cpu_quota(root: Path) -> float | None:
     """How many CPUs' time the cgroup gives; `None`: no limit."""
-    quota = _read(root / "sys/fs/cgroup/cpu.max")  # version 2: "max 100000" or "150000 100000"
-    if quota is not None:
-        most, _, period = quota.partition(" ")
-        return None if most == "max" else int(most) / int(period)
-    most_v1 = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-    period_v1 = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if most_v1 is None or period_v1 is None or int(most_v1) <= 0:
-        return None
-    return int(most_v1) / int(period_v1)
+    quotas: list[float] = []
+    for folder in _cgroups(root, "cpu"):
+        quota, _, period = (_read(folder / "cpu.max") or "").partition(" ")  # version 2: "150000 100000"
+        if not quota:
+            quota, period = _read(folder / "cpu.cfs_quota_us") or "", _read(folder / "cpu.cfs_period_us") or ""
+        if quota.isdigit() and period.isdigit():  # not "max", nor version 1's "-1"
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
 def memory(root: Path) -> Finding:
@@ -131,12 +167,17 @@ def memory(root: Path) -> Finding:
         ),
         None,
     )
-    limit = _first_number(root, "sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")
-    used = _first_number(root, "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory/memory.usage_in_bytes") or 0
+    limits = _cgroup_limits(
+        root, "memory", ("memory.max", "memory.limit_in_bytes"), ("memory.current", "memory.usage_in_bytes")
+    )
+    # Version 1 says "no limit" by a number above this.
+    limit, used = min(
+        (pair for pair in limits if pair[0] < 1 << 60), key=lambda pair: pair[0] - pair[1], default=(None, 0)
+    )
     found = "unknown" if free is None else f"{_gigabytes(free)} free"
-    if limit is not None and limit < 1 << 60:  # version 1 says "no limit" by a number of that size
+    if limit is not None:
         found += f", a cgroup limit of {_gigabytes(limit)} of which {_gigabytes(used)} are used"
-        free = min(free or limit, limit - used)
+        free = limit - used if free is None else min(free, limit - used)
     if free is not None and free < _LITTLE_MEMORY_NBYTES:
         advice = "A worker takes some 30 MB and what its envs need: use few workers, and small rollouts."
         return Finding("memory", "note", found, advice)
@@ -187,38 +228,70 @@ def descriptors() -> Finding:
     return Finding("descriptors", "ok", found)
 
 
-def processes() -> Finding:
-    """How many the user may have."""
+def processes(root: Path) -> Finding:
+    """How many, threads included, the user and the cgroup may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    if soft == resource.RLIM_INFINITY:
-        return Finding("processes", "ok", "no limit")
-    if soft < 64 + 2 * usable_cpus():
-        return Finding("processes", "note", f"{soft:,} for this user", "Raise it where a start fails: `ulimit -u`.")
-    return Finding("processes", "ok", f"{soft:,} for this user")
+    found, few = "no limit for this user", 64 + 2 * usable_cpus()
+    advice: list[str] = []
+    if soft != resource.RLIM_INFINITY:
+        found = f"{soft:,} for this user"
+        if soft < few:
+            advice.append("`ulimit -u`")
+    limits = _cgroup_limits(root, "pids", ("pids.max",), ("pids.current",))
+    if limits:
+        most, used = min(limits, key=lambda pair: pair[0] - pair[1])
+        found += f", {most:,} for this cgroup of which {used:,} are there"
+        if most - used < few:
+            advice.append("`docker run --pids-limit`")
+    if advice:
+        return Finding(
+            "processes", "note", found, f"A worker has some four threads; raise it by {' and '.join(advice)}."
+        )
+    return Finding("processes", "ok", found)
+
+
+def pidfds() -> Finding:
+    """By what the end of a process is noticed, whoever holds its pipes open."""
+    try:
+        if hasattr(os, "pidfd_open"):
+            os.close(os.pidfd_open(os.getpid()))
+            return Finding("pidfd", "ok", "works")
+        found = "not there"
+    except OSError as error:
+        found = f"{errno.errorcode.get(error.errno or 0)}: {error.strerror}"
+    advice = (
+        "A thread waits for each worker instead. Linux has it from 5.3; a container's seccomp profile may forbid it."
+    )
+    return Finding("pidfd", "note", found, advice)
 
 
 def lifelines() -> Finding:
-    """By what workers end with their parent, and their end is noticed."""
-    missing = [
-        name
-        for name, is_there in (
-            ("pidfd_open", hasattr(os, "pidfd_open") and _opens_pidfd()),
-            ("F_SETSIG", hasattr(fcntl, "F_SETSIG")),
-        )
-        if not is_there
-    ]
-    if missing:
-        advice = "Workers are ended by a thread of theirs, and their end is noticed by their pipes: upgrade the kernel to 5.4."
-        return Finding("lifelines", "note", f"without {', '.join(missing)}", advice)
-    return Finding("lifelines", "ok", "pidfd and F_SETSIG work")
-
-
-def _opens_pidfd() -> bool:
+    """Whether a worker that is stuck in C code ends with its parent: tried, with a pipe that is closed."""
+    root = str(Path(aiovec.__file__).parent.parent)
+    lifeline, ours = os.pipe()
     try:
-        os.close(os.pidfd_open(os.getpid()))
-    except OSError:
-        return False
-    return True
+        command = [sys.executable, "-P", "-c", _STUCK_WORKER, root, str(lifeline), str(os.getpid())]
+        with subprocess.Popen(  # noqa: S603  our own interpreter
+            command, stdout=subprocess.PIPE, pass_fds=[lifeline], env=os.environ | {"AIOVEC_WORKER": "1"}
+        ) as worker:
+            assert worker.stdout is not None  # noqa: S101
+            is_ready = worker.stdout.read(1) == b"x"
+            os.close(ours)
+            ours = -1
+            try:
+                code = worker.wait(_SECONDS_OF_AN_END)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                code = 0
+    finally:
+        for fd in (lifeline, ours):
+            if fd >= 0:
+                os.close(fd)
+    if is_ready and code == -signal.SIGKILL:
+        return Finding("lifelines", "ok", "a worker that is stuck in C ends with its parent")
+    found = "a worker that is stuck in C outlives its parent" if is_ready else f"it ended by itself, with code {code}"
+    advice = "Where this program is killed, look for processes that it left: this system has no F_SETSIG that works."
+    return Finding("lifelines", "note", found, advice)
 
 
 class _Trivial(gym.Env[Any, Any]):
@@ -239,7 +312,8 @@ def start(method: Literal["fork", "forkserver", "spawn"] | None) -> Finding:
 
     async def step_once() -> tuple[float, list[float]]:
         began = time.perf_counter()
-        async with AsyncVectorEnv([_Trivial] * 2, num_workers=2, context=method) as envs:
+        vector = AsyncVectorEnv([_Trivial] * 2, num_workers=2, context=method)
+        async with asyncio.timeout(_SECONDS_OF_A_START), vector as envs:
             await envs.reset(seed=1)
             _, rewards, *_ = await envs.step([0, 1])
             return time.perf_counter() - began, rewards.tolist()
@@ -255,12 +329,38 @@ def start(method: Literal["fork", "forkserver", "spawn"] | None) -> Finding:
     return Finding(name, "ok", f"2 workers ready and stepped after {seconds:.2f} s")
 
 
-def _first_number(root: Path, *paths: str) -> int | None:
-    for path in paths:
-        text = _read(root / path)
-        if text is not None and text != "max":
-            return int(text)
-    return None
+def _cgroups(root: Path, controller: str) -> list[Path]:
+    """The folders of this process's cgroup and of those above it, each of which may set a limit; of both versions.
+
+    In a container the path that the kernel tells may be the host's, which is not there: what is mounted is our own then.
+    """
+    mount = root / "sys/fs/cgroup"
+    mounts = {"": mount, controller: mount / controller}  # version 2 names no controller
+    folders: list[Path] = []
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for name in controllers.split(","):
+            if name in mounts:
+                parts = Path(path).parts[1:]
+                folders += [mounts[name].joinpath(*parts[:depth]) for depth in range(len(parts), 0, -1)]
+    return [*folders, *mounts.values()]
+
+
+def _cgroup_limits(
+    root: Path, controller: str, limits: tuple[str, ...], uses: tuple[str, ...]
+) -> list[tuple[int, int]]:
+    """Each limit that is set, and how much of it is used; version 2's names of the files and version 1's."""
+    found: list[tuple[int, int]] = []
+    for folder in _cgroups(root, controller):
+        limit = _first_number(folder, limits)
+        if limit is not None:
+            found.append((limit, _first_number(folder, uses) or 0))
+    return found
+
+
+def _first_number(folder: Path, names: tuple[str, ...]) -> int | None:
+    texts = [_read(folder / name) for name in names]
+    return next((int(text) for text in texts if text is not None and text.isdigit()), None)
 
 
 def _read(path: Path) -> str | None:

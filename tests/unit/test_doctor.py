@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from pathlib import Path
@@ -40,6 +41,36 @@ def machine(root: Path, files: dict[str, str]) -> Path:
             "ok",
             "2 of",
         ),
+        (
+            {  # the limit of the folder above it, and none of another's
+                "proc/self/cgroup": "0::/jobs/mine\n",
+                "sys/fs/cgroup/jobs/mine/cpu.max": "max 100000",
+                "sys/fs/cgroup/jobs/cpu.max": "150000 100000",
+                "sys/fs/cgroup/others/cpu.max": "100000 100000",
+            },
+            8,
+            "note",
+            "a cgroup quota of 1.5",
+        ),
+        (
+            {
+                "proc/self/cgroup": "9:name=systemd:/\n3:cpu,cpuacct:/docker/mine\n0::/\n",
+                "sys/fs/cgroup/cpu/docker/mine/cpu.cfs_quota_us": "200000",
+                "sys/fs/cgroup/cpu/docker/mine/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            8,
+            "note",
+            "a cgroup quota of 2",
+        ),
+        (  # a container: the kernel tells the host's path, and what is mounted is our own
+            {"proc/self/cgroup": "0::/docker/4711\n", "sys/fs/cgroup/cpu.max": "300000 100000"},
+            8,
+            "note",
+            "a cgroup quota of 3",
+        ),
+        ({"proc/self/cgroup": "0::/../..\n", "sys/fs/cgroup/cpu.max": "\n"}, 8, "ok", "8 of"),
         ({}, 1, "note", "1 of"),
     ],
 )
@@ -78,6 +109,18 @@ def test_cpus(
             },
             "ok",
             "8.19 GB free",
+        ),
+        (
+            {  # what is left counts, not which limit is lower
+                "proc/meminfo": "MemAvailable: 8000000 kB\n",
+                "proc/self/cgroup": "4:memory:/job\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "5000000000",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "4900000000",
+                "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "4000000000",
+                "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "1000000000",
+            },
+            "note",
+            "a cgroup limit of 5.00 GB of which 4.90 GB are used",
         ),
         ({}, "ok", "unknown"),
     ],
@@ -126,24 +169,95 @@ def test_descriptors(monkeypatch: pytest.MonkeyPatch, soft: int, verdict: str) -
         assert "some 120 workers" in finding.found
 
 
-@pytest.mark.parametrize(("soft", "verdict"), [(resource.RLIM_INFINITY, "ok"), (30_000, "ok"), (20, "note")])
-def test_processes(monkeypatch: pytest.MonkeyPatch, soft: int, verdict: str) -> None:
-    """The user's limit."""
+@pytest.mark.parametrize(
+    ("soft", "files", "verdict", "says"),
+    [
+        (resource.RLIM_INFINITY, {}, "ok", "no limit for this user"),
+        (30_000, {}, "ok", "30,000 for this user"),
+        (20, {}, "note", "20 for this user"),
+        (
+            30_000,
+            {"sys/fs/cgroup/pids.max": "100", "sys/fs/cgroup/pids.current": "90"},
+            "note",
+            "100 for this cgroup of which 90 are there",
+        ),
+        (
+            30_000,
+            {
+                "proc/self/cgroup": "8:pids:/job\n",
+                "sys/fs/cgroup/pids/pids.max": "max",
+                "sys/fs/cgroup/pids/job/pids.max": "5000",
+                "sys/fs/cgroup/pids/job/pids.current": "10",
+            },
+            "ok",
+            "5,000 for this cgroup of which 10 are there",
+        ),
+    ],
+)
+def test_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, soft: int, files: dict[str, str], verdict: str, says: str
+) -> None:
+    """The limits of the user and of the cgroup."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (soft, soft))
-    assert doctor.processes().verdict == verdict
+    finding = doctor.processes(machine(tmp_path, files))
+    assert (finding.verdict, says in finding.found) == (verdict, True)
+    assert ("pids-limit" in finding.advice) is (verdict == "note" and bool(files))
+    assert ("ulimit -u" in finding.advice) is (soft == 20)
 
 
-def test_lifelines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An old kernel has no pidfd."""
-    assert doctor.lifelines().verdict == "ok"
+def test_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old kernel has none."""
+    assert doctor.pidfds().verdict == "ok"
 
     def missing(_pid: int) -> int:
-        raise OSError(38, "Function not implemented")
+        raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(os, "pidfd_open", missing)
+    finding = doctor.pidfds()
+    assert (finding.verdict, finding.found) == ("note", "ENOSYS: Function not implemented")
+    monkeypatch.delattr(os, "pidfd_open")
+    assert doctor.pidfds().found == "not there"
+
+
+def test_lifelines() -> None:
+    """Tried for real."""
+    assert doctor.lifelines().verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("worker", "says"),
+    [
+        ("import os, time; os.write(1, b'x'); time.sleep(60)", "outlives its parent"),
+        ("raise SystemExit(3)", "ended by itself, with code 3"),
+    ],
+)
+def test_lifelines_that_do_not_hold(monkeypatch: pytest.MonkeyPatch, worker: str, says: str) -> None:
+    """On a system whose kernel sends nothing; and nothing is left of the trial."""
+    monkeypatch.setattr(doctor, "_STUCK_WORKER", worker)
+    monkeypatch.setattr(doctor, "_SECONDS_OF_AN_END", 0.2)
     finding = doctor.lifelines()
-    assert finding.verdict == "note"
-    assert "pidfd_open" in finding.found
+    assert (finding.verdict, says in finding.found) == ("note", True)
+
+
+@pytest.mark.parametrize(
+    ("files", "environ", "found"),
+    [
+        ({}, {}, "none seen"),
+        ({".dockerenv": ""}, {}, "Docker"),
+        ({"run/.containerenv": ""}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "Podman, Kubernetes"),
+        ({}, {"SLURM_JOB_ID": "7"}, "a Slurm job"),
+        ({"proc/sys/kernel/osrelease": "5.15.90.1-microsoft-standard-WSL2"}, {}, "WSL"),
+    ],
+)
+def test_container(tmp_path: Path, files: dict[str, str], environ: dict[str, str], found: str) -> None:
+    """By what such things leave."""
+    assert doctor.container(machine(tmp_path, files), environ) == doctor.Finding("container", "ok", found)
+
+
+def test_container_without_an_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What workers' children leave has nobody who reaps it."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert "--init" in doctor.container(tmp_path, {}).advice
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("Linux", "ok"), ("Darwin", "note"), ("Windows", "problem")])
