@@ -15,6 +15,8 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
         sys.exit(f"the command line needs {error.name}: pip install 'aiovec[cli]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
     app()
 
 

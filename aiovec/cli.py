@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import importlib
+import importlib.util
 import json
+import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,12 +20,12 @@ import typer
 from gymnasium.vector import AutoresetMode
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from aiovec.async_env import AsyncEnv
-from aiovec.benchmark import Contestant, EnvTimes, Result, advice, contestants, measure_env, usual_workers
-from aiovec.doctor import Finding, examine
+from aiovec.benchmark import Contestant, EnvTimes, Result, advice, as_text, contestants, measure_env, usual_workers
+from aiovec.doctor import Finding, examine, package_versions
 from aiovec.errors import failures
 from aiovec.make import env_maker, find_spec
 from aiovec.pool.pool import usable_cpus
@@ -31,6 +33,7 @@ from aiovec.pool.pool import usable_cpus
 __all__ = ["app"]
 
 _NUM_ROUNDS = 5
+_STDOUT = Path("-")
 _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
 
 app: typer.Typer = typer.Typer(
@@ -41,6 +44,36 @@ app: typer.Typer = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def _can_be_written(path: Path | None) -> Path | None:
+    """Told before anything is measured, which takes long."""
+    if path is not None and path != _STDOUT:
+        if path.is_dir():
+            _fail(f"{path}: it is a folder")
+        if not path.parent.is_dir():
+            _fail(f"{path}: there is no folder {path.parent}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            _fail(f"{path}: it may not be written")
+    return path
+
+
+def _can_be_drawn(path: Path | None) -> Path | None:
+    if path is not None and importlib.util.find_spec("matplotlib") is None:
+        _fail("--png needs matplotlib: pip install 'aiovec[cli]'")
+    return _can_be_written(path)
+
+
+def _is_finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        _fail(f"--seconds {seconds}: expected a finite number")
+    return seconds
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=_can_be_written, help="Write all of it to a file; - for stdout."),
+]
 
 
 # ---- aiovec bench
@@ -54,7 +87,9 @@ def bench(
         list[int] | None,
         typer.Option(min=0, help="A number of workers to try; may be repeated. [default: 0, 1, 2, … for this machine]"),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.001, help="How long each contestant steps, in all rounds.")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, callback=_is_finite, help="How long each contestant steps, in all rounds.")
+    ] = 2.0,
     modules: Annotated[
         list[str] | None, typer.Option("--import", help="A module that registers the environment; may be repeated.")
     ] = None,
@@ -63,8 +98,10 @@ def bench(
     ] = None,
     autoreset_mode: Annotated[AutoresetMode, typer.Option(help="Of all contestants.")] = AutoresetMode.NEXT_STEP,
     gymnasium: Annotated[bool, typer.Option(help="Whether Gymnasium's vectors take part.")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all that was measured.")] = None,
-    png_file: Annotated[Path | None, typer.Option("--png", help="Draw the speeds.")] = None,
+    json_file: JsonFile = None,
+    png_file: Annotated[
+        Path | None, typer.Option("--png", metavar="FILE", callback=_can_be_drawn, help="Draw the speeds.")
+    ] = None,
 ) -> None:
     """Measures which num_workers is the fastest for an environment, beside Gymnasium's own vectors."""
     if autoreset_mode is AutoresetMode.DISABLED:
@@ -72,16 +109,19 @@ def bench(
     env_kwargs = _env_kwargs(env_kwarg or [])
     _import(modules or [])
     env_fn = _env_fn(env_id, env_kwargs)
+    console = _console(json_file)
     try:
-        env = measure_env(env_fn, seconds / _NUM_ROUNDS)
-        beside_gymnasium = gymnasium and not _is_async(env_fn)
+        # Nowhere here does a thread refresh what is shown: it would run beside what is measured, and be there when
+        # Gymnasium forks.
+        with Live(f"measuring one {env_id} by itself", console=console, auto_refresh=False, transient=True):
+            env = measure_env(env_fn, seconds / _NUM_ROUNDS)
     except Exception as error:  # noqa: BLE001  whatever the env raises is told
-        _fail(f"{env_id} fails by itself, without a vector: {_first_line(error)}")
+        _fail(f"{env_id} fails by itself, {error.__notes__[-1]}: {_told(error)}")
     workers = tuple(dict.fromkeys(min(number, num_envs) for number in num_workers or ())) or usual_workers(
         num_envs, usable_cpus()
     )
-    console = Console()
     results: list[Result] = []
+    beside_gymnasium = gymnasium and not env.is_async
     with contestants(env_fn, num_envs, workers, autoreset_mode, beside_gymnasium) as everyone:
         results = [contestant.result for contestant in everyone]
         try:
@@ -92,13 +132,13 @@ def bench(
         except Exception as error:  # noqa: BLE001  whatever the env raises is told
             if of_envs := failures(error):  # one stands for all
                 first = of_envs[0]
-                _fail(f"{env_id} fails in env {first.env_index} during {first.command}: {_first_line(first.exception)}")
-            _fail(f"{env_id} fails: {_first_line(error)}")
+                _fail(f"{env_id} fails in env {first.env_index} during {first.command}: {_told(first.exception)}")
+            _fail(f"{env_id} fails: {_told(error)}")
         finally:
             console.print(_bench_table(env_id, num_envs, env, results))
-    console.print(advice(env, results), style="bold", highlight=False)
+    console.print(advice(env, results), style="bold")
     if json_file is not None:
-        _write(json_file, json.dumps(_bench_record(env_id, num_envs, env_kwargs, env, results), indent=2) + "\n")
+        _write(json_file, _bench_record(env_id, num_envs, env_kwargs, autoreset_mode, env, results))
     if png_file is not None:
         _draw(png_file, env_id, num_envs, results)
 
@@ -113,24 +153,28 @@ def _compete(console: Console, everyone: Sequence[Contestant], seconds: float, t
     def shown() -> RenderableType:
         return Group(table(), progress)
 
-    with Live(console=console, get_renderable=shown, transient=True, refresh_per_second=4):
-        for contestant in everyone:
-            progress.update(task, description=f"starting {contestant.result.name}")
-            contestant.start()
-            progress.advance(task)
-        for number in range(_NUM_ROUNDS):
+    with Live(console=console, get_renderable=shown, transient=True, auto_refresh=False) as live:
+
+        def turns(description: str) -> Iterator[Contestant]:
             for contestant in everyone:
-                progress.update(task, description=f"round {number + 1} of {_NUM_ROUNDS}: {contestant.result.name}")
-                contestant.run_round(seconds / _NUM_ROUNDS)
+                progress.update(task, description=f"{description}: {contestant.result.name}")
+                live.refresh()
+                yield contestant
                 progress.advance(task)
-        for contestant in everyone:
-            progress.update(task, description=f"heartbeat: {contestant.result.name}")
+
+        for contestant in turns("start"):
+            contestant.start()
+        for number in range(_NUM_ROUNDS):
+            for contestant in turns(f"round {number + 1} of {_NUM_ROUNDS}"):
+                contestant.run_round(seconds / _NUM_ROUNDS)
+        for contestant in turns("heartbeat"):
             contestant.run_beside_heartbeat(seconds / _NUM_ROUNDS)
-            progress.advance(task)
 
 
 def _bench_table(env_id: str, num_envs: int, env: EnvTimes, results: Sequence[Result]) -> Table:
-    by_itself = f"one by itself: step {_time(env.step)}, reset {_time(env.reset)}, construction {_time(env.build)}"
+    by_itself = (
+        f"one by itself: step {as_text(env.step)}, reset {as_text(env.reset)}, construction {as_text(env.build)}"
+    )
     table = Table(title=f"{num_envs} x {env_id}", caption=by_itself, title_justify="left", caption_justify="left")
     table.add_column("", no_wrap=True)
     for name in ("step", "env-steps/s", "overhead", "loop gap", "start"):
@@ -140,18 +184,23 @@ def _bench_table(env_id: str, num_envs: int, env: EnvTimes, results: Sequence[Re
         is_measured = bool(result.step_seconds)
         table.add_row(
             result.name,
-            _time(result.median_step_seconds) if is_measured else "",
+            as_text(result.median_step_seconds) if is_measured else "",
             f"{result.steps_per_second:,.0f}" if is_measured else "",
             "" if result.overhead is None else f"{result.overhead:.0%}",
-            "" if result.longest_gap_seconds is None else _time(result.longest_gap_seconds),
-            _time(result.start_seconds) if result.start_seconds else "",
+            "" if result.longest_gap_seconds is None else as_text(result.longest_gap_seconds),
+            as_text(result.start_seconds) if result.start_seconds else "",
             style="bold green" if is_measured and result.median_step_seconds == fastest else None,
         )
     return table
 
 
 def _bench_record(
-    env_id: str, num_envs: int, env_kwargs: dict[str, Any], env: EnvTimes, results: Sequence[Result]
+    env_id: str,
+    num_envs: int,
+    env_kwargs: dict[str, Any],
+    mode: AutoresetMode,
+    env: EnvTimes,
+    results: Sequence[Result],
 ) -> dict[str, Any]:
     return {
         "date": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -159,17 +208,18 @@ def _bench_record(
             "system": platform.platform(),
             "usable_cpus": usable_cpus(),
             "cpus": os.cpu_count(),
-            "python": platform.python_version(),
-            "gymnasium": gym.__version__,
         },
+        "versions": package_versions(),
         "env_id": env_id,
         "env_kwargs": {name: repr(value) for name, value in env_kwargs.items()},
         "num_envs": num_envs,
+        "autoreset_mode": mode.value,
         "env_alone": {
             "build_seconds": env.build,
             "reset_seconds": env.reset,
             "step_seconds": env.step,
             "cpu_share_of_step": env.cpu,
+            "is_async": env.is_async,
         },
         "results": [result.as_dict() for result in results],
         "advice": advice(env, results),
@@ -177,10 +227,8 @@ def _bench_record(
 
 
 def _draw(path: Path, env_id: str, num_envs: int, results: Sequence[Result]) -> None:
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415  for a picture alone
-    except ImportError:
-        _fail("--png needs matplotlib: pip install 'aiovec[cli]'")
+    from matplotlib.figure import Figure  # noqa: PLC0415  for a picture alone
+
     figure = Figure(figsize=(8, 0.5 * len(results) + 1.2), layout="constrained")
     axes = figure.subplots()
     colours = ["#2a6fb0" if result.num_workers is not None else "#c2553f" for result in results]
@@ -190,11 +238,12 @@ def _draw(path: Path, env_id: str, num_envs: int, results: Sequence[Result]) -> 
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set(xlabel="env-steps a second", title=f"{num_envs} x {env_id}")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        _fail(f"--png {path}: {_first_line(error)}")
+        figure.savefig(path, dpi=150, format="png")
+    except OSError as error:
+        _fail(f"{path}: {error.strerror}")
 
 
 def _env_kwargs(given: Iterable[str]) -> dict[str, Any]:
@@ -212,50 +261,55 @@ def _env_kwargs(given: Iterable[str]) -> dict[str, Any]:
 
 
 def _import(modules: Iterable[str]) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it: a module that lies here
+    sys.path.append(str(Path.cwd()))  # a module that lies here; last, so that a signal.py here is not in Python's place
     for module in modules:
         try:
             imported = importlib.import_module(module)
         except Exception as error:  # noqa: BLE001  a module may raise anything
-            _fail(f"--import {module}: {type(error).__name__}: {_first_line(error)}")
+            _fail(f"--import {module}: {_told(error)}")
         if module == "ale_py":  # it registers its games by a call of its own where the plugin was not found
             gym.register_envs(imported)
 
 
 def _env_fn(env_id: str, env_kwargs: dict[str, Any]) -> Any:
     try:
-        return env_maker(find_spec(env_id), (), env_kwargs)
+        spec = find_spec(env_id)
     except ImportError as error:
         _fail(f"{env_id}: {_first_line(error)}")
     except gym.error.Error as error:
         _fail(f"{env_id}: {_first_line(error)} Third-party environments are registered by `--import MODULE`.")
+    env_fn = env_maker(spec, (), env_kwargs)
+    if not str(spec.entry_point).startswith("ale_py"):
+        return env_fn
 
+    def without_greeting() -> Any:  # each game prints two lines otherwise; an inner function travels whole
+        ale_py = importlib.import_module("ale_py")
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        return env_fn()
 
-def _is_async(env_fn: Any) -> bool:
-    return isinstance(env_fn(), AsyncEnv)
+    return without_greeting
 
 
 # ---- aiovec doctor
 
 
 @app.command()
-def doctor(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write what was found.")] = None,
-) -> None:
+def doctor(json_file: JsonFile = None) -> None:
     """Looks at what this machine gives a vector, and says what to do where something is missing."""
-    console = Console()
+    console = _console(json_file)
     table = Table(box=None, show_header=False, padding=(0, 1))
     for style in ("", "bold", "", "italic"):
         table.add_column(style=style or None, overflow="fold")
     findings: list[Finding] = []
-    with console.status("looking …") as status:
+    # No thread refreshes it: it would be there at the fork.
+    with Live(table, console=console, auto_refresh=False, transient=True) as live:
         for finding in examine():
             findings.append(finding)
-            status.update(f"looking … {finding.check}")
-            table.add_row(_MARKS[finding.verdict], finding.check, finding.found, finding.advice)
-    console.print(table, highlight=False)
+            table.add_row(_MARKS[finding.verdict], finding.check, escape(finding.found), finding.advice)
+            live.refresh()
+    console.print(table)
     if json_file is not None:
-        _write(json_file, json.dumps([finding.as_dict() for finding in findings], indent=2) + "\n")
+        _write(json_file, [finding.as_dict() for finding in findings])
     if any(finding.verdict == "problem" for finding in findings):
         raise typer.Exit(1)
 
@@ -263,9 +317,18 @@ def doctor(
 # ---- what both share
 
 
-def _write(path: Path, text: str) -> None:
+def _console(json_file: Path | None) -> Console:
+    """What is shown; beside a record on stdout it goes to stderr."""
+    return Console(stderr=json_file == _STDOUT, highlight=False)
+
+
+def _write(path: Path, record: Any) -> None:
+    text = json.dumps(record, indent=2) + "\n"
     try:
-        path.write_text(text)
+        if path == _STDOUT:
+            sys.stdout.write(text)
+        else:
+            path.write_text(text)
     except OSError as error:
         _fail(f"{path}: {error.strerror}")
 
@@ -275,14 +338,11 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+def _told(error: BaseException) -> str:
+    """On one line, and by its type: a `KeyError` says no more than a key."""
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
 def _first_line(error: BaseException) -> str:
     text = f"{error}".strip().partition("\n")[0]
     return text or type(error).__name__
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    if seconds >= 1e-3:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds * 1e6:.3g} µs"
