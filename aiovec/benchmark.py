@@ -25,7 +25,17 @@ from aiovec.async_env import AsyncEnv
 from aiovec.pool.start import EnvFn
 from aiovec.vector_env import AsyncVectorEnv
 
-__all__ = ["Contestant", "EnvTimes", "Result", "advice", "as_text", "contestants", "measure_env", "usual_workers"]
+__all__ = [
+    "Contestant",
+    "EnvTimes",
+    "Result",
+    "advice",
+    "as_text",
+    "contestants",
+    "measure_env",
+    "usual_workers",
+    "warning",
+]
 
 _BEAT_SECONDS = 0.005
 _NUM_ACTION_ROWS = 64
@@ -408,6 +418,20 @@ def advice(env: EnvTimes, results: Sequence[Result]) -> str:
             "let envs wait at the same time"
         )
     return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def warning(load: float, num_cpus: int) -> str:
+    """What others do to the measurement; empty where they leave a CPU to each of ours. Pure.
+
+    Args:
+        load: How many processes ran or waited for a CPU in the mean, before it began.
+        num_cpus: How many CPUs this process may use.
+    """
+    if load < num_cpus / 2:
+        return ""
+    return (
+        f"This machine was busy before (a load of {load:.1f} on {num_cpus} CPUs): workers are faster where it is not."
+    )
 
 
 def _is_slower(one: Result, other: Result) -> bool:

@@ -24,7 +24,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from aiovec.benchmark import Contestant, EnvTimes, Result, advice, as_text, contestants, measure_env, usual_workers
+from aiovec.benchmark import (
+    Contestant,
+    EnvTimes,
+    Result,
+    advice,
+    as_text,
+    contestants,
+    measure_env,
+    usual_workers,
+    warning,
+)
 from aiovec.doctor import Finding, examine, package_versions
 from aiovec.errors import failures
 from aiovec.make import env_maker, find_spec
@@ -70,7 +80,7 @@ def _is_finite(seconds: float) -> float:
     return seconds
 
 
-JsonFile = Annotated[
+_JsonFile = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", callback=_can_be_written, help="Write all of it to a file; - for stdout."),
 ]
@@ -98,7 +108,7 @@ def bench(
     ] = None,
     autoreset_mode: Annotated[AutoresetMode, typer.Option(help="Of all contestants.")] = AutoresetMode.NEXT_STEP,
     gymnasium: Annotated[bool, typer.Option(help="Whether Gymnasium's vectors take part.")] = True,
-    json_file: JsonFile = None,
+    json_file: _JsonFile = None,
     png_file: Annotated[
         Path | None, typer.Option("--png", metavar="FILE", callback=_can_be_drawn, help="Draw the speeds.")
     ] = None,
@@ -109,6 +119,7 @@ def bench(
     env_kwargs = _env_kwargs(env_kwarg or [])
     _import(modules or [])
     env_fn = _env_fn(env_id, env_kwargs)
+    load = os.getloadavg()[0]  # before ours
     console = _console(json_file)
     try:
         # Nowhere here does a thread refresh what is shown: it would run beside what is measured, and be there when
@@ -137,8 +148,10 @@ def bench(
         finally:
             console.print(_bench_table(env_id, num_envs, env, results))
     console.print(advice(env, results), style="bold")
+    if because_of_others := warning(load, usable_cpus()):
+        console.print(because_of_others)
     if json_file is not None:
-        _write(json_file, _bench_record(env_id, num_envs, env_kwargs, autoreset_mode, env, results))
+        _write(json_file, _bench_record(env_id, num_envs, env_kwargs, autoreset_mode, load, env, results))
     if png_file is not None:
         _draw(png_file, env_id, num_envs, results)
 
@@ -199,6 +212,7 @@ def _bench_record(
     num_envs: int,
     env_kwargs: dict[str, Any],
     mode: AutoresetMode,
+    load: float,
     env: EnvTimes,
     results: Sequence[Result],
 ) -> dict[str, Any]:
@@ -208,6 +222,7 @@ def _bench_record(
             "system": platform.platform(),
             "usable_cpus": usable_cpus(),
             "cpus": os.cpu_count(),
+            "load_of_the_minute_before": load,
         },
         "versions": package_versions(),
         "env_id": env_id,
@@ -294,7 +309,7 @@ def _env_fn(env_id: str, env_kwargs: dict[str, Any]) -> Any:
 
 
 @app.command()
-def doctor(json_file: JsonFile = None) -> None:
+def doctor(json_file: _JsonFile = None) -> None:
     """Looks at what this machine gives a vector, and says what to do where something is missing."""
     console = _console(json_file)
     table = Table(box=None, show_header=False, padding=(0, 1))

@@ -83,6 +83,7 @@ def test_bench(tmp_path: Path) -> None:
         assert (result["longest_heartbeat_gap_seconds"] is None) is (result["num_workers"] is None)
     assert 0 <= record["results"][1]["overhead_share"] <= 1
     assert record["autoreset_mode"] == "NextStep"
+    assert record["machine"]["load_of_the_minute_before"] >= 0
     assert record["versions"].keys() >= {"python", "gymnasium", "numpy"}
     assert 0 < record["env_alone"]["step_seconds"] < 0.01
     assert "num_workers=" in record["advice"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sample_envs import Counter
 
 import aiovec
-from aiovec.benchmark import EnvTimes, Result, advice, as_text, measure_env, usual_workers
+from aiovec.benchmark import EnvTimes, Result, advice, as_text, measure_env, usual_workers, warning
 
 CHEAP = EnvTimes(build=0.001, reset=1e-5, step=1.2e-6, cpu=1.0)
 DEAR = EnvTimes(build=0.001, reset=1e-5, step=1e-3, cpu=1.0)
@@ -136,6 +136,15 @@ def test_an_interrupt_between_two_contestants() -> None:
 def test_as_text(seconds: float, text: str) -> None:
     """Three digits, and no exponent."""
     assert as_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("load", "num_cpus", "says"), [(0.4, 2, ""), (3.94, 2, "a load of 3.9 on 2 CPUs"), (3.9, 16, "")]
+)
+def test_warning(load: float, num_cpus: int, says: str) -> None:
+    """Where others take the CPUs that workers would have."""
+    assert says in warning(load, num_cpus)
+    assert bool(warning(load, num_cpus)) is bool(says)
 
 
 def test_usual_workers() -> None:
