@@ -76,7 +76,9 @@ def check_plan(
     elif observation_mode not in ("same", "different"):
         raise ValueError(f"observation_mode={observation_mode!r}: expected 'same', 'different' or a pair of spaces")
     try:
-        mode = AutoresetMode(autoreset_mode)
+        by_name = AutoresetMode.__members__  # as an enumeration prints itself, and the README's table
+        is_name = isinstance(autoreset_mode, str) and autoreset_mode in by_name
+        mode = by_name[str(autoreset_mode)] if is_name else AutoresetMode(autoreset_mode)
     except ValueError:
         names = ", ".join(repr(mode.value) for mode in AutoresetMode)
         raise ValueError(f"autoreset_mode={autoreset_mode!r}: expected an AutoresetMode, or one of {names}") from None

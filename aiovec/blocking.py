@@ -135,6 +135,10 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         _refuse_in_running_loop("BlockingVectorEnv(…)")
         if worker is not None:
             raise TypeError("worker: aiovec has one kind of worker, and takes no function in its place")
+        if unknown := sorted(options.keys() - VECTOR_OPTIONS):
+            raise TypeError(
+                f"BlockingVectorEnv has no option {', '.join(unknown)}; it has {', '.join(sorted(VECTOR_OPTIONS))}"
+            )
         if max_concurrency is not None:
             options.setdefault("num_workers", min(max_concurrency, len(env_fns)))
         self._begun: _Begun | None = None

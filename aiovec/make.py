@@ -41,9 +41,14 @@ def make_vec(
     Raises:
         gymnasium.error.UnregisteredEnv: Nobody registered that id.
         TypeError: An option of the vector stands among those of the env.
-        TypeError: `num_envs` is no int.
+        TypeError: `num_envs` is no int, or `id_or_spec` neither a text nor a spec.
         ValueError: `num_envs` is below one.
     """
+    given_id: object = id_or_spec
+    if not isinstance(given_id, (str, EnvSpec)):
+        raise TypeError(
+            f"{given_id!r}: expected an id, or a spec; a class or a function goes into `AsyncVectorEnv([…] * n)`"
+        )
     misplaced = sorted(VECTOR_OPTIONS & set(env_kwargs))
     if misplaced:
         given = ", ".join(f"{name!r}: {env_kwargs[name]!r}" for name in misplaced)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import warnings
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
@@ -515,7 +516,8 @@ class AsyncVectorEnv:
         Args:
             policy: Called with a batch of observations, as `step` gives them, it returns a batch of actions, or a
                 pair of actions and *extras*: log-probabilities, values, anything that has a row for each env, as an
-                array or in a dict or tuple. Also an `async def`. Actions are cast to the dtype of `action_space`.
+                array or in a dict or tuple. Called on the loop's thread; also an `async def`. Actions are cast to the dtype of
+                `action_space`, but for floats where that has integers, which are refused.
                 Where a batch of actions is a tuple itself (`Tuple`, `Text`, …), it always returns the pair.
             num_steps: How many times, from 1.
             groups: Into how many groups the envs of each worker are shared out, in contiguous rows. The policy is
@@ -587,8 +589,13 @@ class AsyncVectorEnv:
 
     def __getitem__(self, env_index: int) -> SubEnv:
         """One env, for a task of its own; negative indices count from the end."""
-        (env_index,) = env_ids_of(self._num_envs, [range(self._num_envs)[env_index]])
-        return SubEnv(self, self._ready, env_index)
+        try:
+            index = operator.index(env_index)
+        except TypeError:
+            raise TypeError(f"envs[{env_index!r}]: expected the index of one env") from None
+        if not -self._num_envs <= index < self._num_envs:
+            raise IndexError(f"envs[{index}]: the envs are numbered from 0 to {self._num_envs - 1}")
+        return SubEnv(self, self._ready, index % self._num_envs)
 
     def __iter__(self) -> Iterator[SubEnv]:
         return (self[env_index] for env_index in range(self._num_envs))

@@ -26,12 +26,18 @@ def wrap(envs: AsyncVectorEnv, *wrappers: VectorWrapperFn) -> WrappedVectorEnv:
             ``lambda envs: ClipReward(envs, -1, 1)``; the first one is the innermost. They are called at the start.
 
     Raises:
+        TypeError: It is no `AsyncVectorEnv`.
         ImportError: greenlet is not there (``pip install 'aiovec[wrappers]'``).
 
     Warns:
         UserWarning: The vector has ``on_failure="restart"``, whose failed rows have NaN for a reward: wrappers that sum
             or normalise rewards take these as they are.
     """
+    given: object = envs
+    if not isinstance(given, AsyncVectorEnv):
+        raise TypeError(
+            f"wrap: expected an AsyncVectorEnv, got {given!r}; Gymnasium's vectors take their wrappers directly"
+        )
     try:
         from aiovec.wrapped_env import WrappedVectorEnv  # noqa: PLC0415  it needs an extra
     except ImportError as error:

@@ -45,7 +45,7 @@ def draw_architecture(path: Path) -> None:
     _box(axes, 1, 1, 30, 43, LOOP, "your process: one event loop")
     _box(axes, 4, 29, 24, 9, PAPER, "your tasks", "await envs.step(actions)")
     _box(axes, 4, 16.5, 24, 9, PAPER, "AsyncVectorEnv", "states, sequence numbers,\nwho is asked")
-    _box(axes, 4, 4, 24, 9, PAPER, "the pool", "one socket a worker on the loop;\nits death is seen by its pidfd")
+    _box(axes, 4, 4, 24, 9, PAPER, "the pool", "a socket a worker, on the loop;\na pidfd tells of its end")
     _arrow(axes, (16, 29), (16, 25.5))
     _arrow(axes, (16, 16.5), (16, 13))
     _box(axes, 36.5, 9, 17, 29, MEMORY, "shared memory", "a nameless file\n(memfd)")
@@ -61,7 +61,7 @@ def draw_architecture(path: Path) -> None:
     _arrow(axes, (59, 34), (53.5, 30), both=True)
     _arrow(axes, (59, 12), (53.5, 16), both=True)
     _arrow(axes, (28, 6), (59, 4), both=True, dashed=True)
-    axes.text(45, 1.2, "requests, exceptions,\nlarge infos", ha="center", fontsize=8)
+    axes.text(45, 1.2, "a socket to each worker: requests,\nexceptions, large infos", ha="center", fontsize=8)
     _save(figure, path)
 
 

@@ -164,11 +164,16 @@ async def check_vector_env(
     Raises:
         ContractError: A check failed; the message says which one, where, what was expected and what came, and what that
             means.
+        TypeError: `maker` or `env_fn` is no function.
         ValueError: There is no check of a name in `skip`; or `num_steps` is below 40.
 
     Warns:
         UserWarning: No episode ended within `num_steps`.
     """
+    for name, function in (("maker", maker), ("env_fn", env_fn)):
+        given: object = function
+        if not (callable(given) or (given is None and name == "env_fn")):
+            raise TypeError(f"{name}={given!r}: expected a function, such as a class, that builds one")
     if unknown := sorted(set(skip) - set(CHECKS)):
         raise ValueError(f"skip={unknown}: no such check; there are {', '.join(CHECKS)}")
     if num_steps < FEWEST_STEPS:

@@ -123,7 +123,7 @@ def test_arguments_of_gymnasium() -> None:
     envs.close()
     with pytest.raises(TypeError, match="worker: aiovec has one kind of worker"):
         aiovec.BlockingVectorEnv([Counter], worker=print)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="num_worker"):
+    with pytest.raises(TypeError, match="BlockingVectorEnv has no option num_worker; it has .*num_workers"):
         aiovec.BlockingVectorEnv([Counter], num_worker=2)
 
 

@@ -104,6 +104,10 @@ async def test_checks_can_be_skipped() -> None:
 
 
 async def test_arguments_are_checked() -> None:
+    with pytest.raises(TypeError, match="maker='CartPole-v1': expected a function, such as a class"):
+        await check_vector_env("CartPole-v1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"env_fn=.*: expected a function"):
+        await check_vector_env(forked, FaultyEnv())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no such check; there are env_fn_pickles, "):
         await check_vector_env(forked, skip=["closes"])
     with pytest.raises(ValueError, match="num_steps=39: expected a number of steps from 40"):

@@ -561,3 +561,25 @@ async def test_a_second_start_is_the_same_vector(tmp_path: Any) -> None:
         assert len((tmp_path / "log").read_text().splitlines()) == 3
     await turns()
     assert not any(is_running(pid) for pid in pids)
+
+
+def test_what_make_vec_does_not_take() -> None:
+    """It says where that belongs."""
+    with pytest.raises(TypeError, match=r"expected an id, or a spec; a class or a function goes into"):
+        make_vec(Counter, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "text"),
+    [
+        (3, IndexError, r"envs\[3\]: the envs are numbered from 0 to 2"),
+        (-4, IndexError, r"envs\[-4\]: the envs are numbered"),
+        (slice(0, 2), TypeError, r"envs\[slice\(0, 2, None\)\]: expected the index of one env"),
+    ],
+)
+def test_an_index_of_no_env(index: Any, error: type[Exception], text: str) -> None:
+    envs = AsyncVectorEnv([Counter] * 3)
+    with pytest.raises(error, match=text):
+        envs[index]
+    assert envs[-1].env_index == 2
+    assert [env.env_index for env in envs] == [0, 1, 2]

@@ -11,6 +11,7 @@ import traceback
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from fault_envs import PASS_GATE, Gate, Gated, Mortal, context_of_loop, end_with_sigkill
@@ -213,6 +214,14 @@ async def test_what_goes_past_wrappers_is_refused() -> None:
         with pytest.raises(aiovec.WrappedCallError, match="works only inside of `await envs.reset"):
             envs.again()
         assert len([*envs.unwrapped]) == 2
+
+
+def test_only_our_vectors_are_wrapped() -> None:
+    """Gymnasium's need no help."""
+    sync = gym.vector.SyncVectorEnv([Counter])
+    with pytest.raises(TypeError, match="wrap: expected an AsyncVectorEnv, got .*take their wrappers directly"):
+        aiovec.wrap(sync)  # type: ignore[arg-type]
+    sync.close()
 
 
 async def test_wrapped_without_workers() -> None:

@@ -93,6 +93,7 @@ def test_a_good_plan_is_completed() -> None:
     assert made.num_workers == 3
     assert type(made.num_workers) is int
     assert made.autoreset_mode is AutoresetMode.SAME_STEP
+    assert plan(autoreset_mode="DISABLED").autoreset_mode is AutoresetMode.DISABLED
     assert plan(num_workers=0).num_workers == 0
     assert plan(num_workers=None).num_workers == min(3, usable_cpus())
     assert plan(num_workers=None, env_fns=[env_fn] * 10_000).num_workers == usable_cpus()
