@@ -9,6 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -50,19 +51,27 @@ _of_other_processes: list[PrivateLoop] = []  # never collected here
 def _in_one_thread(
     method: Callable[Concatenate[BlockingVectorEnv, _Arguments], _Result],
 ) -> Callable[Concatenate[BlockingVectorEnv, _Arguments], _Result]:
-    """A method that is refused inside a running event loop, and while another thread is in one of these."""
+    """A method that is refused inside a running event loop, and while another thread is in one of these.
+
+    A Ctrl-C does not end it in the middle of a request, which would leave workers asked and the others not.
+    """
     name = f"{method.__name__}()"
 
     @functools.wraps(method)
     def guarded(self: BlockingVectorEnv, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         _refuse_in_running_loop(name)
         in_use = self._in_use  # pyright: ignore[reportPrivateUsage]  the decorator is the class's own
-        if not in_use.acquire(blocking=False):
-            raise AlreadyPendingCallError(method.__name__, (), owed=False)
         try:
-            return method(self, *args, **kwargs)
-        finally:
-            in_use.release()
+            with self._interrupts_held_back():  # pyright: ignore[reportPrivateUsage]  likewise
+                if not in_use.acquire(blocking=False):
+                    raise AlreadyPendingCallError(method.__name__, (), owed=False)
+                try:
+                    return method(self, *args, **kwargs)
+                finally:
+                    in_use.release()
+        except KeyboardInterrupt:
+            self._note_interrupt()  # pyright: ignore[reportPrivateUsage]  likewise
+            raise
 
     return guarded
 
@@ -153,11 +162,14 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
             autoreset_mode=autoreset_mode,
             **options,
         )
+        self._owner_pid = os.getpid()
         self._loop = PrivateLoop()
         try:
-            self._batches: Batches | None = self._loop.run(_start(self._envs))
+            with self._interrupts_held_back():
+                self._batches: Batches | None = self._loop.run(_start(self._envs))
         except BaseException:
             self.closed = True
+            self._envs.terminate()
             self._loop.close()
             raise
         self.num_envs = self._envs.num_envs
@@ -179,6 +191,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
 
     # ---- reset and step
 
+    @_in_one_thread
     def reset(
         self,
         *,
@@ -190,8 +203,9 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
 
         What an earlier call owes that timed out, or was interrupted, is waited out and discarded.
         """
-        self.reset_async(seed, options, env_ids)
-        return self.reset_wait()
+        self._begin_reset(seed, options, env_ids)
+        result: ResetResult = self._wait("reset", None)
+        return result
 
     @_in_one_thread
     def reset_async(
@@ -205,6 +219,11 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         Raises:
             AlreadyPendingCallError: An earlier call was begun, and its answer not waited for; nothing was changed.
         """
+        self._begin_reset(seed, options, env_ids)
+
+    def _begin_reset(
+        self, seed: int | Sequence[int | None] | None, options: dict[str, Any] | None, env_ids: Sequence[int] | None
+    ) -> None:
         batches = self._ready("reset")
         target = reset_targets(self.num_envs, seed, options, env_ids)
         if self._begun is not None and self._begun.is_late:
@@ -219,14 +238,16 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         result: ResetResult = self._wait("reset", timeout)
         return result
 
+    @_in_one_thread
     def step(self, actions: Any) -> StepResult:
         """Steps every env once; see `AsyncVectorEnv.step` for arguments, result and errors.
 
         Raises:
             KeyboardInterrupt: A Ctrl-C; the envs go on with the step: `step_wait` takes its result, or `reset` discards it.
         """
-        self.step_async(actions)
-        return self.step_wait()
+        self._begin_step(actions)
+        result: StepResult = self._wait("step", None)
+        return result
 
     @_in_one_thread
     def step_async(self, actions: Any) -> None:
@@ -236,6 +257,9 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
             InvalidActionsError: The actions do not fit `action_space`; no env was stepped.
             AlreadyPendingCallError: An earlier call was begun, and its answer not taken; no env was stepped.
         """
+        self._begin_step(actions)
+
+    def _begin_step(self, actions: Any) -> None:
         batches = self._ready("step")
         self._refuse_begun("step")
         self._begun = _Begun("step", batches.begin_step(actions), batches.step_result)
@@ -258,10 +282,12 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
 
     # ---- calls
 
+    @_in_one_thread
     def call(self, name: str, /, *args: Any, env_ids: Sequence[int] | None = None, **kwargs: Any) -> tuple[Any, ...]:
         """Calls a method of each env, or of some; see `AsyncVectorEnv.call`."""
-        self.call_async(name, *args, env_ids=env_ids, **kwargs)
-        return self.call_wait()
+        self._begin_call(name, args, kwargs, env_ids)
+        result: tuple[Any, ...] = self._wait("call", None)
+        return result
 
     @_in_one_thread
     def call_async(self, name: str, /, *args: Any, env_ids: Sequence[int] | None = None, **kwargs: Any) -> None:
@@ -270,6 +296,11 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         Raises:
             AlreadyPendingCallError: An earlier call was begun, and its answer not taken; nothing was called.
         """
+        self._begin_call(name, args, kwargs, env_ids)
+
+    def _begin_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], env_ids: Sequence[int] | None
+    ) -> None:
         batches = self._ready("call")
         self._refuse_begun("call")
         asked = begin_call(batches, name, args, kwargs, env_ids)
@@ -366,11 +397,21 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
             warnings.warn(f"{self!r} was never closed: call `envs.close()`", ResourceWarning, stacklevel=2, source=self)
         finally:  # also where warnings are errors
             self.closed = True
-            self._leave_begun()
+            if os.getpid() == self._owner_pid:  # else this is a fork, and the workers are another's to talk to
+                self._leave_begun()
             self._envs.terminate()
             self._loop.close()
 
     # ---- one call at a time
+
+    def _interrupts_held_back(self) -> AbstractContextManager[None]:
+        # Without workers envs run within a request, and a Ctrl-C is to end them.
+        return self._loop.held_back() if self._envs.num_workers else nullcontext()
+
+    def _note_interrupt(self) -> None:
+        """A Ctrl-C came through: what was begun can be waited for again, or discarded by a reset."""
+        if self._begun is not None:
+            self._begun.is_late = True
 
     def _ready(self, command: str) -> Batches:
         """What calls go through, while the vector is open."""

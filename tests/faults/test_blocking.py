@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from fault_envs import BOUND_SECONDS, PASS_GATE, Gate, Gated, Mortal, end_with_s
 from sample_envs import Counter, Raises
 
 import aiovec
+from aiovec.pool.local import LocalWorker
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -373,6 +375,76 @@ def test_a_fork_of_the_program_does_not_touch_the_vector(tmp_path: Path) -> None
     command = [sys.executable, "-W", "ignore::DeprecationWarning", str(program)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("4.0\n", "", 0)
+
+
+@pytest.mark.parametrize("again", ["step_wait", "reset"])
+def test_ctrl_c_while_a_request_is_sent(monkeypatch: pytest.MonkeyPatch, again: str) -> None:
+    """It comes through once all workers have theirs: the step goes on, as after one in the middle of the wait."""
+    envs = blocking([Counter] * 2)
+    envs.reset()
+    post = LocalWorker.post
+
+    def interrupted(worker: LocalWorker, *args: Any) -> None:
+        post(worker, *args)
+        if worker.index == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    for begin in (envs.step, envs.step_async):
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalWorker, "post", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                begin([0, 0])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if again == "step_wait":
+            assert envs.step_wait()[1].tolist() == [1, 1]
+        observations, _ = envs.reset()
+        assert observations[:, 2].tolist() == [0, 0]
+        assert envs.step([0, 0])[1].tolist() == [1, 1]
+        envs.reset()
+    envs.close()
+
+
+def test_a_second_ctrl_c_leaves_pythons_own_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised where it comes; the one after that, too, is heard."""
+    envs = blocking([Counter] * 2)
+    envs.reset()
+
+    def interrupted_twice(_worker: LocalWorker, *_args: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalWorker, "post", interrupted_twice)
+        with pytest.raises(KeyboardInterrupt):
+            envs.step([0, 0])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    envs.close(terminate=True)
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+@pytest.mark.parametrize("moment", ["idle", "begun"])
+def test_collected_in_a_fork(moment: str, shared_memory: bool) -> None:
+    """A process that somebody forks, and in which the collector finds it, takes nothing from us."""
+    envs = blocking([Counter] * 2, shared_memory=shared_memory)
+    envs.reset()
+    if moment == "begun":
+        envs.step_async([0, 0])
+    held = [envs]
+    del envs
+    pid = os.fork()
+    if not pid:
+        try:
+            warnings.simplefilter("ignore")
+            forget(held)
+        finally:
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    envs = held[0]
+    if moment == "idle":
+        envs.step_async([0, 0])
+    assert envs.step_wait(timeout=BOUND_SECONDS)[1].tolist() == [1, 1]
+    assert envs.step([0, 0])[1].tolist() == [2, 2]
+    envs.close()
 
 
 UNCLOSED = """
