@@ -130,6 +130,7 @@ class WrappedVectorEnv:
     async def _start(self) -> Self:
         if self._outermost is None:
             await self._envs
+        if self._outermost is None:  # still: another task may have been first
             try:
                 self._outermost = await self._alone("start", self._wrapped)
             except AlreadyPendingCallError:
@@ -183,9 +184,11 @@ class WrappedVectorEnv:
             AlreadyPendingCallError: Another task is in a call of this vector; nothing was changed.
             Exception: As `AsyncVectorEnv.reset`, or what a wrapper raised.
         """
+        is_of_some = options is not None and "reset_mask" in options  # a wrapper may take it out
         await self._start()
         result: ResetResult = await self._alone("reset", self._known("reset()").reset, seed=seed, options=options)
-        self._is_interrupted = False
+        if not is_of_some:  # else wrappers still miss a result of the others
+            self._is_interrupted = False
         return result
 
     async def step(self, actions: Any) -> StepResult:

@@ -138,6 +138,50 @@ async def test_a_cancelled_step(gate: Gate) -> None:
         assert envs.notes == ["begun", asyncio.CancelledError, "begun", "ended"]
 
 
+async def test_a_step_that_is_cancelled_behind_its_result() -> None:
+    """The envs are idle, but an outer wrapper has not seen the step: a reset of some does not make up for that."""
+
+    class Cancels(VectorWrapper[Any, Any, Any, Any, Any]):
+        cancels = False
+
+        def step(self, actions: Any) -> Any:
+            result = super().step(actions)
+            if self.cancels:
+                raise asyncio.CancelledError  # as from a call of the workers, in which the task is cancelled
+            return result
+
+    async with aiovec.wrap(vector([Counter] * 2), Cancels, wrappers.RecordEpisodeStatistics) as envs:
+        await envs.reset(seed=1)
+        envs.cancels = True
+        with pytest.raises(asyncio.CancelledError):
+            await envs.step([0, 0])
+        envs.cancels = False
+        await envs.reset(options={"reset_mask": np.array([True, False])})
+        with pytest.raises(aiovec.ResetNeeded, match="whose result their wrappers have not seen"):
+            await envs.step([0, 0])
+        await envs.reset()
+        await envs.step([0, 0])
+
+
+async def test_two_tasks_start_it() -> None:
+    """The wrappers are built once."""
+    built: list[Any] = []
+
+    def counted(envs: Any) -> Any:
+        built.append(wrappers.RecordEpisodeStatistics(envs))
+        return built[-1]
+
+    wrapped = aiovec.wrap(vector([Counter] * 2), counted)
+
+    async def start() -> Any:
+        return (await wrapped).wrappers
+
+    chains = await asyncio.gather(start(), start())
+    assert [*chains] == [(built[0],)] * 2
+    assert len(built) == 1
+    await wrapped.close()
+
+
 async def test_a_time_out_of_a_step(gate: Gate) -> None:
     """The same by `asyncio.timeout`."""
     async with aiovec.wrap(vector([partial(Gated, gate.key)]), wrappers.RecordEpisodeStatistics) as envs:
