@@ -45,9 +45,6 @@ _Result = TypeVar("_Result")
 _Arguments = ParamSpec("_Arguments")
 
 
-_of_other_processes: list[PrivateLoop] = []  # never collected here
-
-
 def _in_one_thread(
     method: Callable[Concatenate[BlockingVectorEnv, _Arguments], _Result],
 ) -> Callable[Concatenate[BlockingVectorEnv, _Arguments], _Result]:
@@ -152,7 +149,6 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
             options.setdefault("num_workers", min(max_concurrency, len(env_fns)))
         self._begun: _Begun | None = None
         self._in_use = threading.Lock()
-        self._pid = os.getpid()
         self._envs = AsyncVectorEnv(
             env_fns,
             shared_memory=shared_memory,
@@ -388,17 +384,14 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
     def __del__(self) -> None:
         if self.closed or getattr(self, "_loop", None) is None:
             return
-        if (
-            os.getpid() != self._pid
-        ):  # a fork: it shares the epoll of our loop, from which it would take all that we wait for
-            _of_other_processes.append(self._loop)
+        if os.getpid() != self._owner_pid:  # a fork: workers, and what they have sent, are another's
+            self._loop.close_at_once()
             return
         try:
             warnings.warn(f"{self!r} was never closed: call `envs.close()`", ResourceWarning, stacklevel=2, source=self)
         finally:  # also where warnings are errors
             self.closed = True
-            if os.getpid() == self._owner_pid:  # else this is a fork, and the workers are another's to talk to
-                self._leave_begun()
+            self._leave_begun()
             self._envs.terminate()
             self._loop.close()
 

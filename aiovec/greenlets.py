@@ -79,15 +79,15 @@ class UnderAwait:
         the function is raised here.
         """
         task = greenlet.getcurrent()
-        if self._serving is None or self._serving.dead:
-            self._serving = _Serving()
-        serving = self._serving
+        serving, self._serving = self._serving or _Serving(), None  # only one that has nothing to do is kept
         serving.parent = task
         serving.gr_context = task.gr_context  # context variables are those of the task
         serving.message = _Is.WORK, (function, args, kwargs)
         serving.switch()
         while True:
             kind, value = serving.take()
+            if kind is not _Is.HANDED:
+                self._serving = serving
             if kind is _Is.RETURNED:
                 return value  # type: ignore[no-any-return]
             if kind is _Is.RAISED:

@@ -92,11 +92,15 @@ class PrivateLoop:
         self._loop.call_later(seconds, function)
 
     def close(self) -> None:
-        """Closes the loop, for good."""
+        """Closes the loop, for good, when what is still on it has ended."""
         if asyncio._get_running_loop() is None:  # noqa: SLF001  get_running_loop, without its exception
             self._runner.close()
         else:  # the collector found its owner in the middle of another loop
-            self._loop.close()
+            self.close_at_once()
+
+    def close_at_once(self) -> None:
+        """Closes the loop without another turn of it."""
+        self._loop.close()
 
     def _done(self, _future: asyncio.Future[Any]) -> None:
         self._loop.stop()

@@ -63,10 +63,12 @@ def _look() -> None:
 
 def _look_at_all() -> None:
     for pool, told in list(_pools.items()):
+        if not pool.loop.is_running():
+            continue  # a blocking vector whose user is at other work: nobody waits
         calls = pool.pending()
         for seq, pending in calls:
             if pending.seconds > pool.slow_call_seconds and seq not in told:
                 told.add(seq)
                 _logger.warning("%s", pending)
-        if calls and not pool.loop.is_closed():
+        if calls:
             pool.loop.call_soon_threadsafe(int)  # that does nothing
