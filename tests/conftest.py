@@ -104,7 +104,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
 @pytest.fixture
 async def loop_never_blocked(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     """Fails a test in which a heartbeat on the loop waited for long; `blocks_loop` marks where that is meant."""
-    async with Heartbeat(LONGEST_GAP_SECONDS) as heartbeat:
+    async with Heartbeat(LONGEST_GAP_SECONDS, to_the_end=False) as heartbeat:
         yield
     if request.node.get_closest_marker("blocks_loop") is None and heartbeat.longest_gap > LONGEST_GAP_SECONDS:
         pytest.fail(f"the event loop was blocked for {heartbeat.longest_gap:.2f} s")

@@ -22,10 +22,13 @@ class Heartbeat:
 
     Args:
         bound: Gaps below so many seconds are not looked at closely.
+        to_the_end: Whether the time since the last beat counts where it is left: not where the loop stands still before
+            that, as between a test and the end of its fixtures.
     """
 
-    def __init__(self, bound: float) -> None:
+    def __init__(self, bound: float, *, to_the_end: bool = True) -> None:
         self.longest_gap: float = 0.0
+        self._to_the_end = to_the_end
         self._bound = bound
         self._last = self._without_cpu = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -42,7 +45,8 @@ class Heartbeat:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._task is not None  # noqa: S101  it was entered
-        self._note()  # what blocked the loop up to here
+        if self._to_the_end:
+            self._note()  # what blocked the loop up to here
         self._task.cancel()
         await asyncio.wait([self._task])
 
