@@ -46,12 +46,13 @@ def begin_call(
     batches: Batches, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], env_ids: Sequence[int] | None
 ) -> MethodCall:
     """See `AsyncVectorEnv.call`."""
-    return _begin(batches, FrameKind.CALL, name, env_ids, lambda rows, _env_ids: CallRequest(rows, name, args, kwargs))
+    chosen = _chosen(batches, env_ids)
+    return _begin(batches, FrameKind.CALL, name, chosen, lambda rows, _own: CallRequest(rows, name, args, kwargs))
 
 
 def begin_set_attr(batches: Batches, name: str, values: Any, env_ids: Sequence[int] | None) -> MethodCall:
     """See `AsyncVectorEnv.set_attr`."""
-    chosen = range(batches.num_envs) if env_ids is None else env_ids_of(batches.num_envs, env_ids)
+    chosen = _chosen(batches, env_ids)
     if not isinstance(values, (list, tuple)):
         values = [values] * len(chosen)
     if len(values) != len(chosen):
@@ -61,20 +62,23 @@ def begin_set_attr(batches: Batches, name: str, values: Any, env_ids: Sequence[i
         batches,
         FrameKind.SET_ATTR,
         f"set_attr({name!r})",
-        env_ids,
+        chosen,
         lambda rows, own: SetAttrRequest(rows, name, [by_env[env_index] for env_index in own]),
     )
+
+
+def _chosen(batches: Batches, env_ids: Sequence[int] | None) -> Sequence[int]:
+    return range(batches.num_envs) if env_ids is None else env_ids_of(batches.num_envs, env_ids)
 
 
 def _begin(
     batches: Batches,
     kind: FrameKind,
     command: str,
-    env_ids: Sequence[int] | None,
+    chosen: Sequence[int],
     request: Callable[[list[int], Sequence[int]], CallRequest | SetAttrRequest],
 ) -> MethodCall:
     calls = batches.calls
-    chosen = range(batches.num_envs) if env_ids is None else env_ids_of(batches.num_envs, env_ids)
     by_worker: dict[int, Sequence[int]] = {}
     messages: dict[int, CallRequest | SetAttrRequest] = {}
     for worker in batches.pool.workers:

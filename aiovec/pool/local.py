@@ -211,9 +211,7 @@ class LocalWorker:
         """Takes what is left of a process that has ended or was killed, and frees everything."""
         if self._hanging_up is not None:
             self._hanging_up.cancel()
-        if self._process.is_reaped:  # the interpreter is at its exit, and that was done
-            self._output.give_up()
-        else:
+        if not self._process.is_reaped:  # else the interpreter is at its exit, and that was done
             self._output.finish()
             doing = self.doing
             self._last = (self.env_ids[doing[0].row] if len(doing) == 1 else None, self.stack)

@@ -58,11 +58,6 @@ class WorkerOutput:
             if fd in self._open:
                 self._forget(fd)
 
-    def give_up(self) -> None:
-        """Stops, after the descriptors were closed: a loop that polls them would be told of each."""
-        for fd in list(self._open):
-            self._forget(fd)
-
     def _read(self, fd: int) -> bool:
         """Forwards one chunk; false where there is none now."""
         try:

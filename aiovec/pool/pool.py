@@ -376,9 +376,8 @@ class Pool:
         if self.loop.is_running() and asyncio._get_running_loop() is not self.loop:  # noqa: SLF001  get_running_loop raises
             for worker in self.workers:
                 worker.kill()
-            self.loop.call_soon_threadsafe(
-                self.terminate
-            )  # descriptors are taken off the loop in the thread that runs it
+            # Descriptors are taken off the loop in the thread that runs it.
+            self.loop.call_soon_threadsafe(self.terminate)
             return
         for worker in self.workers:
             if not worker.ended.is_set():

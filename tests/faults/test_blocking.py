@@ -487,6 +487,7 @@ PROGRAM = """
         observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
         action_space = gym.spaces.Discrete(2)
         steps = 0
+        mark = sys.argv[2]
 
         def reset(self, *, seed=None, options=None):
             self.steps = 0
@@ -495,7 +496,8 @@ PROGRAM = """
         def step(self, action):
             self.steps += 1
             if action:
-                import time
+                import pathlib, time
+                pathlib.Path(self.mark).touch()
                 time.sleep(1.0)
             return np.zeros(1, np.float32), float(self.steps), False, False, {}
 
@@ -523,7 +525,7 @@ def test_ctrl_c(tmp_path: Path, num_workers: str) -> None:
     program.write_text(textwrap.dedent(PROGRAM))
     environment = os.environ | {"PYTHONPATH": str(Path(aiovec.__file__).parents[1])}
     with subprocess.Popen(
-        [sys.executable, str(program), num_workers],
+        [sys.executable, str(program), num_workers, str(tmp_path / "stepping")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -533,7 +535,9 @@ def test_ctrl_c(tmp_path: Path, num_workers: str) -> None:
         too_late.start()
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
-        time.sleep(0.3)
+        while not (tmp_path / "stepping").exists():
+            assert running.poll() is None
+            time.sleep(0.005)
         running.send_signal(signal.SIGINT)
         printed, errors = running.communicate()
         too_late.cancel()
