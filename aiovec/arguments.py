@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from aiovec.exchange.black_box import MOST_THREADS
 from aiovec.exchange.groups import MOST_GROUPS
 from aiovec.exchange.messages import ResetRequest
-from aiovec.pool.pool import usable_cpus
+from aiovec.pool.cpus import usable_cpus
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, StartPlan
 
@@ -29,7 +30,17 @@ __all__ = [
     "reset_targets",
 ]
 
-_CONTEXTS = (None, "fork", "forkserver", "spawn")
+_CONTEXTS = (None, "fork", "forkserver", "spawn", "ray")
+# What would have an actor outlive its vector, be shared with another one, or be built anew behind its back.
+_NOT_OPTIONS = (
+    "get_if_exists",
+    "lifetime",
+    "max_concurrency",
+    "max_restarts",
+    "max_task_retries",
+    "name",
+    "namespace",
+)
 
 
 def check_plan(
@@ -41,6 +52,7 @@ def check_plan(
     observation_mode: ObservationMode,
     autoreset_mode: AutoresetMode | str,
     context: str | None,
+    worker_options: Mapping[str, Any] | None,
     step_timeout: float | None,
     start_timeout: float,
     close_grace: float,
@@ -99,6 +111,7 @@ def check_plan(
         raise ValueError(f"on_failure={on_failure!r}: expected 'raise' or 'restart'")
     if not _is_int(max_restarts) or max_restarts < 1:
         raise ValueError(f"max_restarts={max_restarts!r}: expected a number of attempts from 1")
+    options = _worker_options(context, num_workers, worker_options)
     if num_workers is None:
         num_workers = usable_cpus()
     if num_workers == 0 and threads_per_worker > 1:
@@ -115,6 +128,7 @@ def check_plan(
         observation_mode,
         mode,
         context,
+        options,
         start_timeout,
         step_timeout,
         close_grace,
@@ -123,6 +137,29 @@ def check_plan(
         on_failure,
         int(max_restarts),
     )
+
+
+def _worker_options(
+    context: str | None, num_workers: int | None, worker_options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    if worker_options is not None and not isinstance(worker_options, Mapping):
+        raise TypeError(f"worker_options={worker_options!r}: expected a dict of options of Ray's actors, or None")
+    options = dict(worker_options or {})
+    if context != "ray":
+        if options:
+            raise ValueError(f"worker_options={options!r}: they are for workers on Ray, with context='ray'")
+        return options
+    if not num_workers:
+        raise ValueError(
+            f"num_workers={num_workers!r} with context='ray': say how many, from 1. How many CPUs a cluster has is not "
+            "known before the start."
+        )
+    for name in _NOT_OPTIONS:
+        if name in options:
+            raise ValueError(f"worker_options has {name!r}: a vector sees itself to the life of its workers")
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError("context='ray' needs Ray: `pip install aiovec[ray]`")
+    return options
 
 
 def check_batcher(function: object, max_batch_size: int, max_wait: float, max_pending: int | None) -> None:

@@ -15,7 +15,7 @@ from aiovec.episodes import Episodes
 from aiovec.errors import CrashLoopError, EnvTimeoutError, ResetNeeded, WorkerDied
 from aiovec.exchange import infos as infos_
 from aiovec.exchange import packed_infos
-from aiovec.exchange.actions import ActionWriter
+from aiovec.exchange.actions import ActionColumns, ActionWriter
 from aiovec.exchange.black_box import TIMES_PER_ROW
 from aiovec.exchange.failures import Failed, FailureRecord, as_one_exception
 from aiovec.exchange.infos import Columns
@@ -85,9 +85,8 @@ class Batches:
         self.calls: Calls = pool.calls
         self.states: EnvStates = pool.calls.states
         self.actions: ActionWriter = ActionWriter(started.spaces.single_action_space, num_envs)
-        if pool.shared:
-            arrays, index = pool.slab.actions_for(HOME)
-            self.actions.map([array[index] for array in arrays])
+        arrays, index = pool.slab.actions_for(HOME)
+        self.actions.map([array[index] for array in arrays])
         self._ring = pool.ring
         self._buffer: Callable[[int], Buffer] = pool.slab.buffer
         self.num_envs: int = num_envs
@@ -115,11 +114,19 @@ class Batches:
         seq = calls.next_seq()
         self.states.begin_step(seq, "step")
         try:
-            prepared = calls.step_requests(self.actions.write(actions))
+            prepared = calls.step_requests(self._given(self.actions.write(actions)))
         except BaseException:
             self.states.settle(seq, {})  # nothing was sent: all are idle, as they were
             raise
         return calls.post_step(prepared, seq)
+
+    def _given(self, rows: Sequence[Any] | npt.NDArray[Any] | None) -> dict[int, Any] | None:
+        """What the request to each worker bears of a batch of actions; `None`: they are in the slab, which is shared."""
+        if rows is not None:
+            return {worker.index: rows[worker.env_ids.start : worker.env_ids.stop] for worker in self.pool.workers}
+        if self.pool.shared:
+            return None
+        return {worker.index: self.actions.columns(worker.env_ids) for worker in self.pool.workers}
 
     def begin_reset(self, target: ResetTargets) -> PendingCall:
         """Asks for a reset; what is owed to these envs is waited out and discarded."""
@@ -395,7 +402,9 @@ class Batches:
         worker = self.pool.worker_of(env_index)
         calls.raise_death_of(env_index)
         self.states.check_idle("step", [env_index])
-        actions = self.actions.write_one(action, env_index)
+        actions: Sequence[Any] | ActionColumns | None = self.actions.write_one(action, env_index)
+        if actions is None and not self.pool.shared:
+            actions = self.actions.columns([env_index])
         request = worker.prepare(StepEachRequest([env_index - worker.env_ids.start], False, actions))
         call = calls.post_one(worker.index, request, env_index)
         replies: list[BatchReply | None] = await calls.answered(call)
@@ -432,8 +441,10 @@ class Batches:
             chosen = [env_index for env_index in env_ids if env_index in own]
             if chosen:
                 asked[worker.index] = chosen
-                theirs = None
-                if rows is not None:
+                theirs: Sequence[Any] | ActionColumns | None = None
+                if rows is None and not self.pool.shared:
+                    theirs = self.actions.columns(chosen)
+                elif rows is not None:
                     theirs = [row for env_index, row in zip(env_ids, rows, strict=True) if env_index in own]
                 requests[worker.index] = StepEachRequest([i - own.start for i in chosen], True, theirs)
         self.calls.post_each("send", self.calls.prepare(requests), asked)
@@ -591,8 +602,9 @@ class Batches:
         answers = self._with_envs(call, replies)
         for env_ids, reply in answers:
             if reply.arrays:  # no memory is shared
+                rows = slice(env_ids.start, env_ids.stop) if isinstance(env_ids, range) else env_ids
                 for array, sent in zip(self._buffer(call.buffer).arrays(), reply.arrays, strict=True):
-                    array[env_ids] = sent
+                    array[rows] = sent
         return answers
 
     def _rows(self, call: PendingCall, env_ids: Sequence[int]) -> tuple[list[list[Any]], dict[int, dict[str, Any]]]:

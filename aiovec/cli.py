@@ -38,7 +38,7 @@ from aiovec.benchmark import (
 from aiovec.doctor import Finding, examine, package_versions
 from aiovec.errors import failures
 from aiovec.make import env_maker, find_spec
-from aiovec.pool.pool import usable_cpus
+from aiovec.pool.cpus import usable_cpus
 
 __all__ = ["app"]
 

@@ -25,7 +25,7 @@ import gymnasium as gym
 import numpy as np
 
 import aiovec
-from aiovec.pool.pool import usable_cpus
+from aiovec.pool.cpus import usable_cpus
 from aiovec.vector_env import AsyncVectorEnv
 
 __all__ = ["Finding", "examine", "package_versions"]

@@ -297,18 +297,22 @@ class WorkerStartError(AiovecError, RuntimeError):
     """The system gave no process, no descriptor or no memory for a worker; nothing is left of the attempt.
 
     Attributes:
-        errno: The system's number for the reason.
+        errno: The system's number for the reason; `None` where it has none, as on a Ray cluster.
     """
 
-    def __init__(self, env_ids: Sequence[int], error: OSError) -> None:
+    def __init__(self, env_ids: Sequence[int], reason: str, errno: int | None = None) -> None:
+        super().__init__(f"no worker for {name_envs(env_ids)}: {reason}")
+        self.errno: int | None = errno
+
+    @classmethod
+    def of(cls, env_ids: Sequence[int], error: OSError) -> WorkerStartError:
+        """What an error of the system means."""
         advice = {
             errno.EMFILE: " A worker takes 8 descriptors of this process: raise its limit (`ulimit -n`), or use fewer"
             " workers.",
             errno.EAGAIN: " Raise the limit of processes (`ulimit -u`), or use fewer workers.",
         }
-        reason = f"{error.strerror or error}."
-        super().__init__(f"no worker for {name_envs(env_ids)}: {reason}{advice.get(error.errno or 0, '')}")
-        self.errno: int | None = error.errno
+        return cls(env_ids, f"{error.strerror or error}.{advice.get(error.errno or 0, '')}", error.errno)
 
 
 class EnvTimeoutError(AiovecError, TimeoutError):
@@ -422,7 +426,9 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
         stderr: The last 4 KiB that it wrote there.
         env_index: The env whose own call it was in, or `None`.
         stack: Its last Python stack, innermost call first, where `faulthandler` could write one: not after
-            SIGKILL.
+            SIGKILL, and not on a Ray cluster.
+        place: On a Ray cluster: its node and its actor. Empty on this machine.
+        cause: On a Ray cluster: why it died, as Ray tells it. Empty on this machine.
     """
 
     def __init__(
@@ -435,16 +441,22 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
         *,
         env_index: int | None = None,
         stack: str = "",
+        place: str = "",
+        cause: str = "",
         is_rebuilt: bool = False,
     ) -> None:
         self.env_ids: tuple[int, ...] = tuple(env_ids)
         self.env_index = env_index
+        self.place = place
+        self.cause = cause
         self.stack = stack
         self.pid = pid
         self.exitcode = exitcode
         self.command = command
         self.stderr = stderr
-        if exitcode is None:
+        if place:
+            how = "died"
+        elif exitcode is None:
             how = "closed its connection"
         elif exitcode < 0:
             how = f"was killed by {_signal_name(-exitcode)}"
@@ -454,14 +466,21 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
         inside = f", inside env {env_index}" if env_index is not None and len(env_ids) > 1 else ""
         tail = f"\nThe end of its stderr:\n{stderr.rstrip()}" if stderr.strip() else ""
         advice = _REBUILT if is_rebuilt else _how_to_rebuild(env_ids) if command not in _AT_THE_START else ""
-        super().__init__(
-            f"the worker of {name_envs(env_ids)} (pid {pid}) {how} {during}{inside}. {advice}{_stack_text(stack)}{tail}"
-        )
+        who = f"the worker of {name_envs(env_ids)} (pid {pid or 'unknown'}{f', {place}' if place else ''})"
+        because = f"\nWhat Ray says of it: {cause}" if cause else ""
+        super().__init__(f"{who} {how} {during}{inside}. {advice}{because}{_stack_text(stack)}{tail}")
 
     def during(self, command: str | None, *, is_rebuilt: bool = False) -> WorkerDied:
         """The same, as it is told to a call that waits."""
         facts = (self.env_ids, self.pid, self.exitcode, command, self.stderr)
-        return WorkerDied(*facts, env_index=self.env_index, stack=self.stack, is_rebuilt=is_rebuilt)
+        return WorkerDied(
+            *facts,
+            env_index=self.env_index,
+            stack=self.stack,
+            place=self.place,
+            cause=self.cause,
+            is_rebuilt=is_rebuilt,
+        )
 
 
 _AT_THE_START = ("build", "map")  # of which nothing is left

@@ -20,6 +20,7 @@ from gymnasium.vector import AutoresetMode
 from aiovec.batches import Batches, InfoParts
 from aiovec.errors import InvalidActionsError
 from aiovec.exchange import infos as infos_
+from aiovec.exchange.actions import ActionColumns
 from aiovec.exchange.groups import EVERY_ENV, group_code, split_evenly
 from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import BatchReply
@@ -219,15 +220,23 @@ class Collector:
             self._extras.store(step, group.array, extras)
         targets = [array[step] for array in arrays.actions]
         dynamic = self._actions.store(actions, targets, group.array)
-        if dynamic:
-            _put(self._action_columns, dynamic, group.every_env)
-            if group.is_last:
-                self._add_batches(layout, self._dynamic_actions, self._action_columns)
-        elif batches.pool.shared:
-            return None
+        if not dynamic:
+            return None if batches.pool.shared else self._columns_apart(targets, group)
+        _put(self._action_columns, dynamic, group.every_env)
+        if group.is_last:
+            self._add_batches(layout, self._dynamic_actions, self._action_columns)
         rows = dict(zip(group.every_env, self._actions.rows(targets, dynamic, group.every_env), strict=True))
         own = {worker.index: set(worker.env_ids).intersection(rows) for worker in batches.pool.workers}
         return batches.calls.prepare({index: [rows[i] for i in sorted(env_ids)] for index, env_ids in own.items()})
+
+    def _columns_apart(self, targets: Sequence[npt.NDArray[Any]], group: _Group) -> dict[int, Any]:
+        """Requests with the actions, for workers that have not the slab."""
+        chosen = set(group.every_env)
+        messages: dict[int, Any] = {}
+        for worker in self._batches.pool.workers:
+            own = [env_index for env_index in worker.env_ids if env_index in chosen]
+            messages[worker.index] = ActionColumns([array.take(own, axis=0) for array in targets])
+        return self._batches.calls.prepare(messages)
 
     # ---- at its end
 

@@ -6,7 +6,7 @@ import asyncio
 import operator
 import os
 import warnings
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -96,7 +96,8 @@ class AsyncVectorEnv:
         copy: bool | None = None,
         observation_mode: ObservationMode = "same",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        context: Literal["fork", "forkserver", "spawn"] | None = None,
+        context: Literal["fork", "forkserver", "spawn", "ray"] | None = None,
+        worker_options: Mapping[str, Any] | None = None,
         step_timeout: float | None = None,
         start_timeout: float = 60,
         close_grace: float = 3,
@@ -120,6 +121,7 @@ class AsyncVectorEnv:
             observation_mode,
             autoreset_mode,
             context,
+            worker_options,
             step_timeout,
             start_timeout,
             close_grace,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import inspect
 import signal
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing import forkserver, resource_tracker
+from typing import Any
 
 import pytest
 
+import aiovec
 from aiovec.testing.observing import Heartbeat, held_by_process
 
 # A shell that starts something in the background has it ignore Ctrl-C, and children inherit that: the programs
@@ -24,6 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # What a thread of ours waited for a CPU of a loaded machine is not counted; a start or a join on the loop takes longer.
 LONGEST_GAP_SECONDS = 0.5
 GONE_WITHIN_SECONDS = 2.0
+ACTORS_GONE_WITHIN_SECONDS = 10.0
 
 EVENT_LOOPS = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": True})}
 
@@ -31,6 +35,7 @@ EVENT_LOOPS = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--sample 8``: one of eight cases of each test, and all of those that are marked `every_python`."""
     parser.addoption("--sample", type=int, default=1, help="run one of so many cases of each test")
+    parser.addoption("--ray", action="store_true", help="every worker is an actor on a local Ray")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -69,6 +74,29 @@ def helpers_of_others() -> None:
         uvloop.run(asyncio.sleep(0))  # opens its global wake-up pipe
 
 
+@pytest.fixture(scope="session", autouse=True)
+def on_ray(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """With ``--ray``: whatever workers a test asks for are actors on a local Ray."""
+    if not request.config.getoption("--ray"):
+        yield False
+        return
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patched:
+        original = aiovec.AsyncVectorEnv.__init__
+
+        def init(envs: aiovec.AsyncVectorEnv, env_fns: Any, **options: Any) -> None:
+            if options.get("num_workers") != 0:
+                options["context"] = "ray"
+                if options.get("num_workers") is None:
+                    options["num_workers"] = 2
+            original(envs, env_fns, **options)
+
+        patched.setattr(aiovec.AsyncVectorEnv, "__init__", init)
+        ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        yield True
+        ray.shutdown()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_old_to_collect() -> Iterator[None]:
     """What is there by now is no garbage: to walk through it after each test, and in each forked worker, takes 0.1 s."""
@@ -79,8 +107,12 @@ def nothing_old_to_collect() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(helpers_of_others: None) -> Iterator[None]:
-    """Fails a test after which there is a new child, descriptor or file in /dev/shm."""
+def nothing_left_behind(helpers_of_others: None, on_ray: bool) -> Iterator[None]:
+    """Fails a test after which there is a new child, descriptor or file in /dev/shm; on Ray, an actor."""
+    if on_ray:
+        yield
+        no_actor_left()
+        return
     before = held_by_process()
     yield
     deadline = time.monotonic() + GONE_WITHIN_SECONDS
@@ -91,6 +123,16 @@ def nothing_left_behind(helpers_of_others: None) -> Iterator[None]:
             return
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: {left}")
+        time.sleep(0.02)
+
+
+def no_actor_left() -> None:
+    """Fails while an actor lives, or waits for its place; Ray's own descriptors come and go."""
+    state = importlib.import_module("ray._private.state")
+    deadline = time.monotonic() + ACTORS_GONE_WITHIN_SECONDS
+    while alive := [actor["ActorID"] for actor in state.actors().values() if actor["State"] != "DEAD"]:
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: the actors {alive}")
         time.sleep(0.02)
 
 

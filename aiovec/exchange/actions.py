@@ -1,14 +1,14 @@
 """Actions: checked whole in the parent, handed out row by row in the worker.
 
 Each env receives what `gymnasium.vector.utils.iterate` would give it. Arrays of the space's own dtype travel
-in the slab. Everything else (a list, an array of another dtype, a `Text` action) travels by pickle in the
-step's own frame, since writing it into the slab would change its type on the way.
+in the slab, or as columns of it where it is not shared. Everything else (a list, an array of another dtype, a `Text`
+action) travels by pickle in the step's own frame, since writing it into the slab would change its type on the way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +18,17 @@ from gymnasium.vector.utils import iterate
 from aiovec.errors import InvalidActionsError
 from aiovec.exchange.layout import Layout, Leaf
 
-__all__ = ["ActionReader", "ActionWriter"]
+__all__ = ["ActionColumns", "ActionReader", "ActionWriter"]
+
+
+class ActionColumns(NamedTuple):
+    """The actions of some envs on their way to a worker that has not the slab.
+
+    Attributes:
+        arrays: `[rows, *leaf.shape]` for each leaf of fixed size; there are no others.
+    """
+
+    arrays: Sequence[npt.NDArray[Any]]
 
 
 class ActionWriter:
@@ -91,6 +101,11 @@ class ActionWriter:
         for array, value in zip(slab_arrays, values, strict=True):
             array[env_index] = value
         return None
+
+    def columns(self, env_ids: Sequence[int]) -> ActionColumns:
+        """What `write` has left in the slab for these envs; a copy."""
+        assert self._slab_arrays is not None  # noqa: S101
+        return ActionColumns([array.take(env_ids, axis=0) for array in self._slab_arrays])
 
     def store(
         self, actions: Any, arrays: Sequence[npt.NDArray[Any]], env_ids: npt.NDArray[np.int64] | None

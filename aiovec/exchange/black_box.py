@@ -27,6 +27,7 @@ __all__ = [
     "OpenBlackBox",
     "Phase",
     "doing_code",
+    "doing_in",
     "open_black_box",
     "readable_stack",
 ]
@@ -71,6 +72,15 @@ class Doing(NamedTuple):
     lane: int = 0
 
 
+def doing_in(numbers: Sequence[int]) -> list[Doing]:
+    """The calls that two integers a lane tell of; see `OpenBlackBox.doing`."""
+    return [
+        Doing(code % _ROWS, Phase(code // _ROWS), number, lane)
+        for lane, (code, number) in enumerate(zip(numbers[::2], numbers[1::2], strict=True))
+        if code != IDLE
+    ]
+
+
 class BlackBox:
     """The parent's side; the owner of the file.
 
@@ -99,12 +109,7 @@ class BlackBox:
     @property
     def doing(self) -> list[Doing]:
         """The calls of envs that the worker is in at this moment, or was in when it ended; mostly one, or none."""
-        page = self._page.tolist()
-        return [
-            Doing(code % _ROWS, Phase(code // _ROWS), number, lane)
-            for lane, (code, number) in enumerate(zip(page[::2], page[1::2], strict=True))
-            if code != IDLE
-        ]
+        return doing_in(self._page.tolist())
 
     @property
     def times(self) -> Sequence[float]:

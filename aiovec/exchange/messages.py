@@ -169,7 +169,7 @@ class BatchReply(NamedTuple):
         infos: Columns by env index, or packed where that is all there is to say.
         dynamic: For each leaf without a fixed size the values of the answered rows.
         failures: The envs that failed; their rows hold nothing of this call.
-        arrays: The answered rows of the buffer, where no memory is shared.
+        arrays: The answered rows of the buffer, where no memory is shared; not part of the bytes.
     """
 
     infos: Columns | PackedInfos

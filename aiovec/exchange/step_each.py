@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aiovec.exchange import pickles
+from aiovec.exchange.actions import ActionColumns
 
 __all__ = ["StepEachRequest", "dumps", "loads"]
 
@@ -19,12 +20,12 @@ class StepEachRequest(NamedTuple):
     Attributes:
         rows: Which of the worker's envs.
         autoreset: Whether an episode that ends is followed by another one, as the autoreset mode says.
-        actions: One a row; `None` where they are in the slab.
+        actions: One a row, or as columns; `None` where they are in the slab.
     """
 
     rows: Sequence[int]
     autoreset: bool
-    actions: Sequence[Any] | None
+    actions: Sequence[Any] | ActionColumns | None
 
 
 def dumps(request: StepEachRequest) -> bytes:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
-import numpy.typing as npt
-
 from aiovec.errors import AlreadyPendingCallError, ClosedEnvironmentError, CrashLoopError, NoAsyncCallError, failures
 from aiovec.exchange.failures import without_our_frames
 from aiovec.exchange.frames import Frame, FrameKind
@@ -22,9 +20,7 @@ from aiovec.exchange.messages import ResetRequest
 from aiovec.exchange.reply_area import ReplyArea
 from aiovec.exchange.tally import NUM_TALLIES, Tally
 from aiovec.pool.answer import Answer
-from aiovec.pool.in_process import InProcessWorker
 from aiovec.pool.inbox import Inbox
-from aiovec.pool.local import Death, LocalWorker
 from aiovec.pool.mending import Mending
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.restarts import GIVEN_UP
@@ -32,10 +28,9 @@ from aiovec.pool.ring import HOME, Lease, Ring
 from aiovec.pool.sent import Sent
 from aiovec.pool.states import EnvStates
 from aiovec.pool.threads import in_thread
+from aiovec.pool.worker import Death, Worker
 
-__all__ = ["Calls", "Workers"]
-
-Workers = list[LocalWorker | InProcessWorker]
+__all__ = ["Calls"]
 
 _Result = TypeVar("_Result")
 
@@ -62,7 +57,7 @@ class Calls:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        workers: Workers,
+        workers: Sequence[Worker],
         num_envs: int,
         mending: Mending | None,
         replied_to_start: Callable[[int, Frame], None],
@@ -93,14 +88,14 @@ class Calls:
         self._ring: Ring | None = None
         self._reply_areas: list[list[ReplyArea]] = []
         self._sent: Sent | None = None
-        self._tallies: list[Tally] = []
+        self._tallies: Sequence[Tally] = ()
         self._together = False  # whether a step is answered by a tally
         self._apart_since = 0  # the number of the last call before a worker died, or took another's place
 
     def __repr__(self) -> str:
         return f"<Calls pending={list(self.pending.values())} {self.inbox!r} {self.states!r}>"
 
-    def open(self, ring: Ring, reply_areas: list[list[ReplyArea]], tallies: list[Tally], sent: Sent | None) -> None:
+    def open(self, ring: Ring, reply_areas: list[list[ReplyArea]], tallies: Sequence[Tally], sent: Sent | None) -> None:
         """Takes the memory, once it is mapped.
 
         Args:
@@ -115,7 +110,7 @@ class Calls:
 
     def close(self) -> None:
         """Tells every task that waits that there is nothing more to come."""
-        self._ring, self._reply_areas, self._tallies, self._sent = None, [], [], None
+        self._ring, self._reply_areas, self._tallies, self._sent = None, [], (), None
         self._together = False
         pending, self.pending = self.pending, {}
         self.inbox = Inbox()
@@ -167,11 +162,9 @@ class Calls:
         """Makes a message for each of these workers ready; raises what pickling raises, before any is touched."""
         return {index: self._workers[index].prepare(message) for index, message in messages.items()}
 
-    def step_requests(self, rows: Sequence[Any] | npt.NDArray[Any] | None) -> Mapping[int, Any]:
-        """One step request for each worker; `rows` are the actions where they are not in the slab."""
-        requests = self._bare_requests
-        if rows is not None:
-            requests = self.prepare({w.index: rows[w.env_ids.start : w.env_ids.stop] for w in self._workers})
+    def step_requests(self, given: Mapping[int, Any] | None) -> Mapping[int, Any]:
+        """One step request for each worker, with what it bears of the actions; `None`: they are in the slab."""
+        requests = self._bare_requests if given is None else self.prepare(given)
         if self._together:
             self._tallies[0].begin_step()
         return requests

@@ -21,6 +21,9 @@ from aiovec.exchange.messages import BatchReply, BuildRequest, ResetRequest
 from aiovec.exchange.replies import failed_in
 from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.step_each import StepEachRequest
+from aiovec.exchange.tally import Tally
+from aiovec.exchange.wanted import Wanted
+from aiovec.pool.worker import Told, Worker
 from aiovec.worker.async_lane import AsyncLane
 from aiovec.worker.clock import StepClock
 from aiovec.worker.core import WorkerCore
@@ -29,7 +32,7 @@ from aiovec.worker.lanes import InlineLane, Lanes
 from aiovec.worker.travel import copied_reply
 from aiovec.worker.turns import drive
 
-__all__ = ["InProcessWorker"]
+__all__ = ["InProcess", "InProcessWorker"]
 
 
 class InProcessWorker:
@@ -39,8 +42,7 @@ class InProcessWorker:
         loop: What the vector belongs to.
         env_ids: All of them.
         slab: Gives the parent's own memory.
-        replied: Called with the worker's index and each reply.
-        resume: Called last in whatever brought replies.
+        told: What to call; nobody dies here.
     """
 
     def __init__(
@@ -48,8 +50,7 @@ class InProcessWorker:
         loop: asyncio.AbstractEventLoop,
         env_ids: range,
         slab: Callable[[Geometry], Slab],
-        replied: Callable[[int, Frame], None],
-        resume: Callable[[], None],
+        told: Told,
     ) -> None:
         self.index = 0
         self.env_ids = env_ids
@@ -59,8 +60,7 @@ class InProcessWorker:
         self.exitcode: int | None = None
         self.ended: asyncio.Event = asyncio.Event()
         self._loop = loop
-        self._replied = replied
-        self._resume = resume
+        self._replied, self._resume = told.replied, told.resume
         self._doing = [IDLE, 0]
         self._times = [0.0] * (1 + TIMES_PER_ROW * len(env_ids))
         self._clock = StepClock(self._times)
@@ -131,6 +131,9 @@ class InProcessWorker:
     @property
     def times(self) -> Sequence[float]:
         return tuple(self._times)
+
+    def look(self) -> None:
+        """There is no other process to look at."""
 
     def ask_stack(self) -> None:
         """There is no other process to ask."""
@@ -238,3 +241,40 @@ class InProcessWorker:
         if isinstance(exception, KeyboardInterrupt):
             raise exception
         return FailureRecord.of(exception, env_index, os.getpid(), command, self._traceback_locals)
+
+
+class InProcess:
+    """See `aiovec.pool.worker.Backend`.
+
+    Args:
+        loop: What the vector belongs to.
+        slab: Gives the parent's own memory.
+    """
+
+    shares_memory: bool = True
+    maps_memory: bool = False  # it is ours
+    tallies: Sequence[Tally] = ()
+    wanted: Wanted | None = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, slab: Callable[[Geometry], Slab]) -> None:
+        self._loop = loop
+        self._slab = slab
+
+    def __repr__(self) -> str:
+        return "<InProcess>"
+
+    async def open(self) -> None:
+        """There is nothing to prepare."""
+
+    def start_worker(self, index: int, env_ids: range, told: Told) -> InProcessWorker:
+        assert not index  # noqa: S101  it holds all envs
+        return InProcessWorker(self._loop, env_ids, self._slab, told)
+
+    async def why_not_there(self, workers: Sequence[Worker]) -> str:  # noqa: ARG002
+        return ""
+
+    async def close(self) -> None:
+        """There is nothing to free."""
+
+    def terminate(self) -> None:
+        """There is nothing to free."""

@@ -1,90 +1,28 @@
-"""A worker that is a process on this machine: its process, its channel and its output, as one.
-
-What the pool asks of a worker, of whichever kind: `prepare` a request (may fail, touches nothing), `post` it
-(cannot fail), `unpack` a reply's payload, and its end. What a worker tells the pool:
-`replied` with each reply, `resume` as the last act of a callback that may have brought any, `died` once.
-"""
+"""Workers that are processes on this machine: of each its process, its channel and its output, as one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
-from aiovec.errors import EnvTimeoutError, WorkerDied
+from aiovec.errors import EnvTimeoutError, WorkerDied, WorkerStartError
 from aiovec.exchange import pickles, replies, step_each
 from aiovec.exchange.black_box import Doing
 from aiovec.exchange.frames import Frame, pack_frame, pack_header
 from aiovec.exchange.step_each import StepEachRequest
+from aiovec.exchange.tally import NUM_TALLIES, Tally
+from aiovec.exchange.wanted import Wanted
 from aiovec.pool.channel import Channel
+from aiovec.pool.cpus import usable_cpus
+from aiovec.pool.memory import SlabMemory
 from aiovec.pool.output import WorkerOutput
 from aiovec.pool.process import WorkerProcess
+from aiovec.pool.worker import Told, Worker
 
-__all__ = ["Death", "LocalWorker", "Worker"]
-
-Death = WorkerDied | EnvTimeoutError
+__all__ = ["LocalProcesses", "LocalWorker"]
 
 _HANG_UP_SECONDS = 0.5
-
-
-class Worker(Protocol):
-    """The seam between the pool and a kind of worker."""
-
-    index: int
-    env_ids: range
-    pid: int
-    alive: bool
-    exitcode: int | None
-    ended: asyncio.Event
-    is_condemned: bool  # it is about to be killed: what it answers counts no more
-
-    def prepare(self, message: Any) -> Any:
-        """Makes a message ready to be posted; raises what pickling it raises."""
-
-    def post(self, kind: int, seq: int, buffer: int, prepared: Any, group: int = 0) -> None:
-        """Sends a request; its reply bears the same `seq`."""
-
-    def unpack(self, payload: Any) -> Any:
-        """The reply behind a payload."""
-
-    def failed_envs(self, payload: Any) -> Sequence[tuple[int, int]]:
-        """The envs that failed in the reply to a batch, each with a `Failed`."""
-        raise NotImplementedError
-
-    def signal(self, number: int) -> None:
-        """Sends a signal to the worker and what it started."""
-
-    def kill(self) -> None:
-        """Ends the worker now; `ended` is set once the loop has noticed."""
-
-    def terminate(self) -> None:
-        """Ends the worker and frees everything of it, now and without the loop."""
-
-    @property
-    def doing(self) -> Sequence[Doing]:
-        """The calls of envs that the worker is in: one at most, unless its envs do not wait for each other."""
-        raise NotImplementedError
-
-    @property
-    def times(self) -> Sequence[float]:
-        """See `exchange.black_box.OpenBlackBox.times`."""
-        raise NotImplementedError
-
-    def ask_stack(self) -> None:
-        """Has the worker write down its Python stack, whatever it is doing."""
-
-    @property
-    def stack_nbytes(self) -> int:
-        """How much of it is written."""
-        raise NotImplementedError
-
-    @property
-    def stack(self) -> str:
-        """What it wrote."""
-        raise NotImplementedError
-
-    def kill_as(self, verdict: EnvTimeoutError) -> None:
-        """Ends the worker now; its death is told as this."""
 
 
 class LocalWorker:
@@ -94,20 +32,10 @@ class LocalWorker:
         index: Which of the vector's workers.
         env_ids: Its envs.
         process: Just started.
-        replied: Called with the worker's index and each reply.
-        resume: Called last in whatever may have brought replies.
-        died: Called once if the process ends unasked, with what there is to say.
+        told: What to call.
     """
 
-    def __init__(
-        self,
-        index: int,
-        env_ids: range,
-        process: WorkerProcess,
-        replied: Callable[[int, Frame], None],
-        resume: Callable[[], None],
-        died: Callable[[int, Death], None],
-    ) -> None:
+    def __init__(self, index: int, env_ids: range, process: WorkerProcess, told: Told) -> None:
         self.index = index
         self.env_ids = env_ids
         self.pid: int = process.pid
@@ -115,9 +43,7 @@ class LocalWorker:
         self.ended: asyncio.Event = asyncio.Event()
         self.is_condemned: bool = False
         self._process = process
-        self._replied = replied
-        self._resume = resume
-        self._died = died
+        self._replied, self._resume, self._died = told
         self.exitcode: int | None = None
         self._hanging_up: asyncio.TimerHandle | None = None
         self._hung_up = False
@@ -125,7 +51,7 @@ class LocalWorker:
         self._last_times: Sequence[float] = ()
         self._last: tuple[int | None, str] = (None, "")  # the env that it ended in, its last stack
         self._output = WorkerOutput(process.files.output, f"aiovec worker {index}")
-        self._channel = Channel(process.files.connection, self._received, resume, self._lost)
+        self._channel = Channel(process.files.connection, self._received, told.resume, self._lost)
 
     def __repr__(self) -> str:
         return f"<LocalWorker {self.index} pid={self.pid} alive={self.alive} {self._channel!r}>"
@@ -174,8 +100,12 @@ class LocalWorker:
     def times(self) -> Sequence[float]:
         return self._last_times if self._process.is_reaped else self._process.files.black_box.times
 
+    def look(self) -> None:
+        """It is shared."""
+
     def ask_stack(self) -> None:
-        self._process.ask_stack()
+        if self.doing:  # before its first env it may not have set up faulthandler: SIGUSR1 would just end it
+            self._process.ask_stack()
 
     @property
     def stack_nbytes(self) -> int:
@@ -228,3 +158,77 @@ class LocalWorker:
     def _hang_up(self) -> None:
         self._hung_up = True
         self._process.kill()
+
+
+class LocalProcesses:
+    """See `aiovec.pool.worker.Backend`.
+
+    Args:
+        loop: The running loop.
+        context: `None` for fresh interpreters, else the name of a multiprocessing start method.
+        num_envs: How many envs.
+        num_workers: How many workers.
+        memory: What they map.
+        shares_memory: Whether they do.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: str | None,
+        num_envs: int,
+        num_workers: int,
+        memory: SlabMemory,
+        shares_memory: bool,
+    ) -> None:
+        self.shares_memory = self.maps_memory = shares_memory
+        self.tallies: list[Tally] = []
+        self.wanted: Wanted | None = None
+        self._loop = loop
+        self._context = context
+        self._num_envs = num_envs
+        self._num_workers = num_workers
+        self._memory = memory
+
+    def __repr__(self) -> str:
+        return f"<LocalProcesses context={self._context!r}>"
+
+    async def open(self) -> None:
+        try:
+            for _ in range(NUM_TALLIES):
+                self.tallies.append(Tally(self._num_workers))
+            self.wanted = Wanted()
+            self._memory.open()
+        except OSError as error:
+            raise WorkerStartError.of(range(self._num_envs), error) from error
+
+    def start_worker(self, index: int, env_ids: range, told: Told) -> LocalWorker:
+        assert self.wanted is not None  # noqa: S101
+        tallies = [tally.worker_fd for tally in self.tallies]
+        shared_fds = (self._memory.fd, *tallies, self.wanted.worker_fd)
+        look_again = self._num_workers <= usable_cpus()
+        try:
+            process = WorkerProcess(self._context, len(env_ids), shared_fds, look_again, f"aiovec-worker-{index}")
+            worker = LocalWorker(index, env_ids, process, told)
+            try:
+                worker.watch(self._loop)
+            except BaseException:
+                worker.terminate()
+                raise
+        except OSError as error:
+            raise WorkerStartError.of(env_ids, error) from error
+        return worker
+
+    async def why_not_there(self, workers: Sequence[Worker]) -> str:  # noqa: ARG002
+        return ""  # a process that was started is there
+
+    async def close(self) -> None:
+        self.terminate()
+
+    def terminate(self) -> None:
+        for tally in self.tallies:
+            tally.close()
+        self.tallies.clear()
+        if self.wanted is not None:
+            self.wanted.close()
+            self.wanted = None

@@ -17,11 +17,10 @@ from aiovec.errors import WorkerStartError
 from aiovec.exchange.failures import Failed
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import ResetRequest
-from aiovec.pool.in_process import InProcessWorker
-from aiovec.pool.local import Death, LocalWorker
 from aiovec.pool.mended import Failing, Mended, Part
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.restarts import Restarts
+from aiovec.pool.worker import Death, Worker
 
 __all__ = ["Mending"]
 
@@ -38,7 +37,7 @@ class Mending:
     def __init__(
         self,
         restarts: Restarts,
-        workers: Sequence[LocalWorker | InProcessWorker],
+        workers: Sequence[Worker],
         replace: Callable[[int, float, Sequence[int]], None],
     ) -> None:
         self.restarts: Restarts = restarts

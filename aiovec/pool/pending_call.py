@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aiovec.errors import EnvTimeoutError, WorkerDied
-from aiovec.exchange.replies import is_to_be_read_in_a_thread
+from aiovec.exchange.replies import Apart, is_to_be_read_in_a_thread
 from aiovec.pool.answer import Answer
 from aiovec.pool.mended import Mended
 from aiovec.pool.ring import Lease
@@ -114,4 +114,4 @@ class PendingCall:
 
 
 def _is_slow(payload: Any) -> bool:
-    return isinstance(payload, (bytes, memoryview)) and is_to_be_read_in_a_thread(payload)
+    return isinstance(payload, (bytes, memoryview, Apart)) and is_to_be_read_in_a_thread(payload)

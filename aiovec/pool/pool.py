@@ -13,28 +13,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aiovec.errors import ClosedEnvironmentError, SlabMemoryError, WorkerStartError
+from aiovec.errors import ClosedEnvironmentError, SlabMemoryError
 from aiovec.exchange.black_box import TIMES_PER_ROW, Doing
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.groups import split_evenly
 from aiovec.exchange.messages import RebuildRequest
 from aiovec.exchange.slab import Geometry, Slab, Strip
-from aiovec.exchange.tally import NUM_TALLIES, Tally
-from aiovec.exchange.wanted import Wanted
-from aiovec.pool.calls import Calls, Workers
-from aiovec.pool.in_process import InProcessWorker
-from aiovec.pool.local import Death, LocalWorker
+from aiovec.exchange.tally import NUM_TALLIES
+from aiovec.pool.calls import Calls
+from aiovec.pool.in_process import InProcess
+from aiovec.pool.local import LocalProcesses
 from aiovec.pool.memory import SlabMemory
 from aiovec.pool.mending import Mending
-from aiovec.pool.process import WorkerProcess
+from aiovec.pool.ray_cluster import RayCluster
 from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import HOME, Lease, Ring, RolloutStrips
 from aiovec.pool.sent import Sent
 from aiovec.pool.slow_calls import log_slow_calls, stop_logging
 from aiovec.pool.watch import Watch, end_stuck
+from aiovec.pool.worker import Backend, Death, Told, Worker
 from aiovec.statistics import PendingStatistics
 
-__all__ = ["Pool", "usable_cpus"]
+__all__ = ["Pool"]
 
 _log = logging.getLogger("aiovec")
 
@@ -43,11 +43,6 @@ POISON_VARIABLE = "AIOVEC_POISON_BUFFERS"
 
 # So many batches are lent from the start: who steps holds one, while the next one is written.
 _LENT_AT_FIRST = 2
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _env_seconds(times: Sequence[float]) -> float:
@@ -62,6 +57,7 @@ class Pool:
         num_envs: How many envs.
         num_workers: How many processes; 0 for none.
         context: See `AsyncVectorEnv`.
+        worker_options: See `AsyncVectorEnv`.
         shared_memory: See `AsyncVectorEnv`.
         start_timeout: See `AsyncVectorEnv`; of a worker that takes a dead one's place, too.
         step_timeout: See `AsyncVectorEnv`.
@@ -74,20 +70,25 @@ class Pool:
         num_envs: int,
         num_workers: int,
         context: str | None,
+        worker_options: Mapping[str, Any],
         shared_memory: bool,
         start_timeout: float,
         step_timeout: float | None,
         restarts: Restarts | None,
     ) -> None:
         self.loop = loop
-        self.workers: Workers = []
-        self.shared: bool = shared_memory or num_workers == 0
+        self.workers: list[Worker] = []
         self._env_ids = split_evenly(num_envs, num_workers or 1)
-        self._num_workers = num_workers
-        self._context = context
-        self.memory: SlabMemory = SlabMemory(self.shared, self._announce)
-        self._tallies: list[Tally] = []
-        self._wanted: Wanted | None = None
+        shares_memory = num_workers == 0 or (shared_memory and context != "ray")
+        self.memory: SlabMemory = SlabMemory(shares_memory, self._announce)
+        self.backend: Backend
+        if num_workers == 0:
+            self.backend = InProcess(loop, self._in_process_slab)
+        elif context == "ray":
+            self.backend = RayCluster(loop, num_envs, worker_options)
+        else:
+            self.backend = LocalProcesses(loop, context, num_envs, num_workers, self.memory, shares_memory)
+        self.shared: bool = self.backend.shares_memory
         self._start_timeout = start_timeout
         self._watch: Watch | None = None
         if step_timeout is not None or restarts is not None:
@@ -114,42 +115,16 @@ class Pool:
     async def start_workers(self) -> None:
         """Starts every process, one after the other without waiting for any, and connects to it."""
         log_slow_calls(self)
-        if not self._num_workers:
-            self.workers.append(
-                InProcessWorker(
-                    self.loop, self._env_ids[0], self._in_process_slab, self.calls.replied, self.calls.resume
-                )
-            )
-            return
-        try:
-            for _ in range(NUM_TALLIES):
-                self._tallies.append(Tally(self._num_workers))
-            self._wanted = Wanted()
-            self.memory.open()
-        except OSError as error:
-            raise WorkerStartError(range(self._env_ids[-1].stop), error) from error
-        for index in range(self._num_workers):
+        await self.backend.open()
+        for index in range(len(self._env_ids)):
             self.workers.append(self._start_worker(index))
             await asyncio.sleep(0)
 
-    def _start_worker(self, index: int) -> LocalWorker:
-        assert self._wanted is not None  # noqa: S101
-        tallies = [tally.worker_fd for tally in self._tallies]
-        shared_fds = (self.memory.fd, *tallies, self._wanted.worker_fd)
-        env_ids, look_again = self._env_ids[index], self._num_workers <= usable_cpus()
-        try:
-            process = WorkerProcess(self._context, len(env_ids), shared_fds, look_again, f"aiovec-worker-{index}")
-            worker = LocalWorker(index, env_ids, process, self.calls.replied, self.calls.resume, self._died)
-            try:
-                worker.watch(self.loop)
-            except BaseException:
-                worker.terminate()
-                raise
-        except OSError as error:
-            raise WorkerStartError(env_ids, error) from error
-        return worker
+    def _start_worker(self, index: int) -> Worker:
+        told = Told(self.calls.replied, self.calls.resume, self._died)
+        return self.backend.start_worker(index, self._env_ids[index], told)
 
-    def worker_of(self, env_index: int) -> LocalWorker | InProcessWorker:
+    def worker_of(self, env_index: int) -> Worker:
         """The worker that holds an env."""
         return next(worker for worker in self.workers if env_index in worker.env_ids)
 
@@ -185,10 +160,10 @@ class Pool:
         worker.post(FrameKind.REBUILD, seq, HOME, request)
         self._mapping.add(map_seq)
         worker.post(FrameKind.MAP, map_seq, HOME, mapping)
-        for strip in self.memory.strips if self.shared else ():
+        for strip in self.memory.strips if self.backend.maps_memory else ():
             self._post_strip(worker, strip)
 
-    def _rebuilds_too_long(self, seq: int, worker: LocalWorker) -> None:
+    def _rebuilds_too_long(self, seq: int, worker: Worker) -> None:
         if self._rebuilding.pop(seq, None) is not None and worker.alive:
             rows = [doing.row for doing in worker.doing]
             late = [worker.env_ids[row] for row in rows] or worker.env_ids
@@ -232,10 +207,10 @@ class Pool:
         areas = [[slab.reply_area(index, tally) for tally in range(NUM_TALLIES)] for index in range(num_workers)]
         sent = None
         if areas:
-            assert self._wanted is not None  # noqa: S101
-            sent = Sent(slab.answer_slots(), self._wanted, slab.geometry.num_envs)
+            assert self.backend.wanted is not None  # noqa: S101
+            sent = Sent(slab.answer_slots(), self.backend.wanted, slab.geometry.num_envs)
         # One worker has nobody to wait for.
-        self.calls.open(self.ring, areas, self._tallies if num_workers > 1 else [], sent)
+        self.calls.open(self.ring, areas, self.backend.tallies if num_workers > 1 else (), sent)
 
     async def lease(self, num_steps: int) -> Lease:
         """Memory for a rollout of so many steps.
@@ -272,8 +247,8 @@ class Pool:
 
     def _announce(self, strip: Strip) -> None:
         """There is another strip."""
-        for worker in self.workers if self.shared else ():
-            if worker.alive and isinstance(worker, LocalWorker):
+        for worker in self.workers if self.backend.maps_memory else ():
+            if worker.alive:
                 self._post_strip(worker, strip)
         if strip.num_actions:
             assert self.rollout_strips is not None  # noqa: S101
@@ -282,7 +257,7 @@ class Pool:
             assert self.ring is not None  # noqa: S101
             self.ring.add(strip.first)
 
-    def _post_strip(self, worker: LocalWorker, strip: Strip) -> None:
+    def _post_strip(self, worker: Worker, strip: Strip) -> None:
         seq = self.calls.next_seq()
         self._mapping.add(seq)  # one that has no room for it ends
         worker.post(FrameKind.GROW, seq, HOME, worker.prepare(strip))
@@ -360,6 +335,7 @@ class Pool:
                 worker.kill()
         await self._ended(None)
         self._release()
+        await self.backend.close()  # behind those who read its pipes
         return replies
 
     async def _ended(self, timeout: float | None) -> None:
@@ -383,15 +359,8 @@ class Pool:
             if not worker.ended.is_set():
                 worker.terminate()
         self._release()
+        self.backend.terminate()  # behind those who read its pipes
         self.memory.forget()
-
-    def _close_pipes(self) -> None:
-        for tally in self._tallies:
-            tally.close()
-        self._tallies.clear()
-        if self._wanted is not None:
-            self._wanted.close()
-            self._wanted = None
 
     def _release(self) -> None:
         stop_logging(self)
@@ -405,4 +374,3 @@ class Pool:
         self._rebuilding.clear()
         self.slab = self.ring = self.rollout_strips = None
         self.calls.close()
-        self._close_pipes()  # behind those who read them

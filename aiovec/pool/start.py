@@ -15,20 +15,20 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from aiovec.async_env import AsyncEnv
-from aiovec.errors import EnvTimeoutError, name_envs
+from aiovec.errors import EnvTimeoutError, WorkerStartError, name_envs
 from aiovec.exchange import pickles
 from aiovec.exchange.failures import as_one_exception
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import BuildReply, BuildRequest, MapRequest
 from aiovec.exchange.slab import Geometry
-from aiovec.pool.local import Worker
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.pool import Pool
 from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import LENT_FROM_NBYTES
 from aiovec.pool.spaces import ObservationMode, VectorSpaces, vector_spaces
 from aiovec.pool.threads import in_thread
+from aiovec.pool.worker import Worker
 
 __all__ = ["EnvFn", "Started", "StartPlan", "start"]
 
@@ -47,6 +47,7 @@ class StartPlan:
     observation_mode: ObservationMode
     autoreset_mode: AutoresetMode
     context: str | None
+    worker_options: Mapping[str, Any]
     start_timeout: float
     step_timeout: float | None
     close_grace: float
@@ -83,6 +84,7 @@ async def start(plan: StartPlan) -> Started:
         len(plan.env_fns),
         plan.num_workers,
         plan.context,
+        plan.worker_options,
         plan.shared_memory,
         plan.start_timeout,
         plan.step_timeout,
@@ -134,10 +136,13 @@ async def start(plan: StartPlan) -> Started:
         too_late = isinstance(error, TimeoutError) and late and not isinstance(error, EnvTimeoutError)
         try:
             stack = await _stacks(late) if too_late else ""
+            missing = await pool.backend.why_not_there(late or pool.workers) if too_late else ""
         finally:
             pool.terminate()
         if too_late:
             env_ids = [env_index for worker in late for env_index in worker.env_ids]
+            if missing:
+                raise WorkerStartError(env_ids, missing) from None
             raise EnvTimeoutError(env_ids, "build", plan.start_timeout, stack=stack) from None
         raise
 
@@ -188,6 +193,6 @@ async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> Mapping[int
             raise as_one_exception("map", refused.failures[:1])
     pool.calls.done(mapping)
     lends = plan.copy is None
-    is_large = pool.shared and observations.nbytes(num_envs) >= LENT_FROM_NBYTES
+    is_large = observations.nbytes(num_envs) >= LENT_FROM_NBYTES
     await pool.open_calls(plan.max_buffers if lends and is_large else 0, plan.max_buffers if lends else 0)
     return maps

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from aiovec.errors import EnvTimeoutError
 from aiovec.exchange.black_box import Doing, Phase
-from aiovec.pool.local import Worker
 from aiovec.pool.pending_call import PendingCall
+from aiovec.pool.worker import Worker
 
 __all__ = ["Sightings", "Watch", "end_stuck"]
 
@@ -106,6 +106,7 @@ class Watch:
             doing = worker.doing if worker.alive else ()
             if stuck := self._sightings.see(worker.index, worker.pid, doing, now):
                 self._stuck(worker.index, stuck, self._sightings.limit_of(stuck[0]))
+            worker.look()
         if calls:
             self.begin(workers, calls)
 
@@ -147,6 +148,6 @@ def end_stuck(
         else:
             loop.call_later(_STACK_INTERVAL_SECONDS, kill_when_written, now)
 
-    if has_begun:  # before its first env it may not have set up faulthandler: SIGUSR1 would just end it
+    if has_begun:
         worker.ask_stack()
     kill_when_written(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from aiovec.exchange.actions import ActionReader
+from aiovec.exchange.actions import ActionColumns, ActionReader
 from aiovec.exchange.groups import EVERY_ENV, rows_of_group
 from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import (
@@ -22,7 +22,7 @@ from aiovec.exchange.messages import (
     ResetRequest,
     SetAttrRequest,
 )
-from aiovec.exchange.slab import Geometry, Slab, Strip
+from aiovec.exchange.slab import Geometry, Slab
 from aiovec.exchange.step_each import StepEachRequest
 from aiovec.worker.clock import StepClock
 from aiovec.worker.host import Capture, EnvHost, Work
@@ -32,6 +32,8 @@ from aiovec.worker.turns import Doing
 __all__ = ["WorkerCore"]
 
 _HOME = 0
+
+Actions = Sequence[Any] | ActionColumns
 
 
 class _Place(NamedTuple):
@@ -103,24 +105,33 @@ class WorkerCore:
         self.host.set_dynamic_columns(_dynamic_columns(observations) if observations.dynamic else None)
         return self._slab
 
-    def grow(self, strip: Strip, fd: int) -> None:
-        """Maps another strip of the slab."""
+    @property
+    def slab(self) -> Slab:
+        """The memory; there once `map` was asked."""
         assert self._slab is not None  # noqa: S101
-        self._slab.attach_strip(strip, fd)
+        return self._slab
 
-    def step(self, buffer: int, group: int, actions: Sequence[Any] | None) -> BatchReply | None:
+    def step(self, buffer: int, group: int, actions: Actions | None) -> BatchReply | None:
         """Steps every env, or those of a group, with actions from the slab unless they are given, in this thread."""
         rows, reader, writer = self._places.get((buffer, group)) or self._moved(buffer, group)
-        return self.host.step(reader.rows() if actions is None else actions, writer, rows)
+        return self.host.step(reader.rows() if actions is None else self._apart(actions), writer, rows)
 
-    def stepping(self, buffer: int, group: int, actions: Sequence[Any] | None) -> Work[BatchReply | None]:
+    def stepping(self, buffer: int, group: int, actions: Actions | None) -> Work[BatchReply | None]:
         """The same, of envs that do not wait for each other."""
         rows, reader, writer = self._place(buffer, group)
-        return self.host.stepping(reader.rows() if actions is None else actions, writer, rows)
+        return self.host.stepping(reader.rows() if actions is None else self._apart(actions), writer, rows)
 
     def actions_of(self, request: StepEachRequest) -> Sequence[Any]:
         """The actions of a request, from the slab unless they are given."""
-        return self._place(_HOME).actions.rows_of(request.rows) if request.actions is None else request.actions
+        if request.actions is None:
+            return self._place(_HOME).actions.rows_of(request.rows)
+        return self._apart(request.actions)
+
+    def _apart(self, actions: Actions) -> Sequence[Any]:
+        """The actions of a request, one an env."""
+        if not isinstance(actions, ActionColumns):
+            return actions
+        return ActionReader(self.slab.geometry.actions, [array[None] for array in actions.arrays]).rows()
 
     def stepping_one(self, buffer: int, row: int, action: Any, autoreset: bool) -> Work[BatchReply | None]:
         """Steps one env."""
@@ -166,8 +177,11 @@ class WorkerCore:
 
     def rows(self, buffer: int, env_ids: Sequence[int]) -> list[Any]:
         """The rows of some envs of a buffer, to be sent where no memory is shared."""
+        arrays = self._place(buffer).writer.arrays()
+        if env_ids == self.env_ids:  # the usual case: all of them
+            return [array.copy() for array in arrays]
         rows = [env_index - self.env_ids.start for env_index in env_ids]
-        return [array[rows] for array in self._place(buffer).writer.arrays()]
+        return [array[rows] for array in arrays]
 
     def _place(self, buffer: int, group: int = EVERY_ENV) -> _Place:
         place = self._places.get((buffer, group))

@@ -21,7 +21,7 @@ from aiovec.worker.lifeline import hold_lifeline
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
-__all__ = ["THREAD_LIMITS", "run_forked", "run_interpreter"]
+__all__ = ["THREAD_LIMITS", "keep_freed_memory", "run_forked", "run_interpreter"]
 
 # Read by OpenMP, OpenBLAS, MKL, Accelerate and numexpr when they are loaded. With one worker a core, more
 # than one thread each only takes turns.
@@ -87,7 +87,7 @@ def _work(connection_fd: int, lifeline_fd: int, shared_fds: list[int], parent_pi
     for stream in (sys.stdout, sys.stderr):  # what an env prints is shown when it is printed
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
-    _keep_freed_memory()
+    keep_freed_memory()
     from aiovec.worker.serve import SharedFiles, serve  # noqa: PLC0415  heavy: numpy, gymnasium
 
     # The parent may be gone, or have closed its end: then there is nobody left to tell.
@@ -99,7 +99,7 @@ def _work(connection_fd: int, lifeline_fd: int, shared_fds: list[int], parent_pi
         sys.stderr.flush()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Has glibc keep what is freed, up to 64 MB, instead of giving it back and faulting it in again each step.
 
     An image observation is above its thresholds: 5 Breakout frames a step are 125 page faults otherwise.

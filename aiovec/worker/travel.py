@@ -101,7 +101,7 @@ def _without_the_faulty(
                 column[position] = None
     failures = [capture(faults[env_index], env_index, command) for env_index in sorted(faults)]
     rest = infos.without(columns, sorted(answered), set(faults))
-    return BatchReply(rest, dynamic, [*reply.failures, *failures], reply.arrays)
+    return BatchReply(rest, dynamic, [*reply.failures, *failures])
 
 
 def _pickling_fault(value: Any) -> _Fault | None:

@@ -17,7 +17,7 @@ import pytest
 from fault_envs import BOUND_SECONDS, Gate, Gated, Recorded, Slow, is_running
 
 from aiovec import AsyncVectorEnv, EnvTimeoutError, make_vec
-from aiovec.pool.pool import usable_cpus
+from aiovec.pool.cpus import usable_cpus
 
 CONTEXTS = [None, "fork", "forkserver", "spawn"]
 

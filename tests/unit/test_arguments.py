@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from aiovec.arguments import ResetTargets, check_plan, env_ids_of, reset_targets
 from aiovec.exchange.messages import ResetRequest
-from aiovec.pool.pool import usable_cpus
+from aiovec.pool.cpus import usable_cpus
 from aiovec.pool.start import StartPlan
 
 BOX = spaces.Box(0, 1, (2,))
@@ -33,6 +33,7 @@ def plan(**changed: Any) -> StartPlan:
         "observation_mode": "same",
         "autoreset_mode": AutoresetMode.NEXT_STEP,
         "context": None,
+        "worker_options": None,
         "step_timeout": None,
         "start_timeout": 60.0,
         "close_grace": 3.0,
@@ -67,6 +68,8 @@ def plan(**changed: Any) -> StartPlan:
         ("autoreset_mode", "next_step", ValueError, "'NextStep'"),
         ("autoreset_mode", None, ValueError, "autoreset_mode=None"),
         ("context", "thread", ValueError, "context='thread'"),
+        ("worker_options", {"num_cpus": 1}, ValueError, "context='ray'"),
+        ("worker_options", 1, TypeError, "worker_options=1"),
         ("start_timeout", 0, ValueError, "start_timeout=0"),
         ("start_timeout", -1.0, ValueError, "start_timeout=-1.0"),
         ("start_timeout", math.nan, ValueError, "start_timeout=nan"),
@@ -231,3 +234,22 @@ def test_a_full_mask_is_no_mask() -> None:
     """All envs, also those that are owed."""
     target = reset_targets(2, None, {"reset_mask": np.ones(2, bool)}, None)
     assert (target.reset_ids, target.unmasked, target.options) == (None, [], {})
+
+
+def test_options_of_actors() -> None:
+    """They reach Ray as they are, but for those that would take an actor out of the vector's hands."""
+    pytest.importorskip("ray")
+    given = {"num_cpus": 2, "resources": {"simulator": 1}}
+    made = plan(context="ray", worker_options=given)
+    assert made.worker_options == given
+    assert plan(context="ray").worker_options == {}
+    for name, value in (("lifetime", "detached"), ("max_restarts", 3), ("name", "mine")):
+        with pytest.raises(ValueError, match=name):
+            plan(context="ray", worker_options={name: value})
+
+
+@pytest.mark.parametrize("num_workers", [None, 0])
+def test_how_many_actors_must_be_said(num_workers: int | None) -> None:
+    """The CPUs of a cluster are not those of this process."""
+    with pytest.raises(ValueError, match="say how many"):
+        plan(context="ray", num_workers=num_workers)

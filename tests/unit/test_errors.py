@@ -205,13 +205,19 @@ ERRORS: dict[
         ),
     ),
     "no descriptors": (
-        lambda: WorkerStartError([0, 1], OSError(errno.EMFILE, "Too many open files")),
+        lambda: WorkerStartError.of([0, 1], OSError(errno.EMFILE, "Too many open files")),
         (RuntimeError,),
         {"errno": errno.EMFILE},
         ("no worker for envs 0, 1: Too many open files.", "ulimit -n"),
     ),
+    "no place on Ray": (
+        lambda: WorkerStartError([0, 1], "Ray has found no place for 1 of 1 workers."),
+        (RuntimeError,),
+        {"errno": None},
+        ("no worker for envs 0, 1: Ray has found no place",),
+    ),
     "no process": (
-        lambda: WorkerStartError([0], BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
+        lambda: WorkerStartError.of([0], BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
         (RuntimeError,),
         {"errno": errno.EAGAIN},
         ("no worker for env 0: Resource temporarily unavailable.", "ulimit -u"),

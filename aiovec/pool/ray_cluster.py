@@ -1,0 +1,185 @@
+"""Workers on a Ray cluster: where Ray comes from, and what it has no place for.
+
+Ray is the caller's own, by `ray.init(…)`, or a local one that the first vector starts and the last one stops. All that
+waits for Ray is done in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from aiovec.errors import WorkerStartError
+from aiovec.exchange.tally import Tally
+from aiovec.exchange.wanted import Wanted
+from aiovec.pool.ray_worker import RayWorker
+from aiovec.pool.threads import in_thread
+from aiovec.pool.worker import Told, Worker
+
+__all__ = ["RayCluster"]
+
+_DESCRIBE_SECONDS = 5.0
+
+
+class _OwnRay:
+    """The Ray that vectors of this process have started themselves, if any.
+
+    A thread starts it, lives as long, and stops it: the processes of a local Ray end with the thread that has started
+    them (`PR_SET_PDEATHSIG`), and any other thread may end before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_users = 0
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<_OwnRay users={self._num_users}>"
+
+    def join(self, ray: Any) -> bool:
+        """Starts it where there is no Ray; tells whether the caller is a user of it now. Blocks."""
+        with self._lock:
+            if self._num_users == 0:
+                self.wait()
+                if ray.is_initialized():
+                    return False
+                started: Future[None] = Future()
+                self._stopping.clear()
+                self._thread = threading.Thread(target=self._live, args=(ray, started), name="aiovec-ray", daemon=True)
+                self._thread.start()
+                started.result()
+            self._num_users += 1
+            return True
+
+    def leave(self) -> None:
+        """Has it stop, if this was the last user; does not wait for that."""
+        with self._lock:  # who holds it for long is the first user, so there is none that could leave
+            self._num_users -= 1
+            if self._num_users == 0:
+                self._stopping.set()
+
+    def wait(self) -> None:
+        """Waits until it has stopped, if it does. Blocks."""
+        if self._thread is not None and self._stopping.is_set():
+            self._thread.join()
+
+    def _live(self, ray: Any, started: Future[None]) -> None:
+        try:
+            # Its warnings are about what we do on purpose, such as that a thread can set no handler for SIGTERM.
+            ray.init(include_dashboard=False, logging_level=logging.ERROR)
+        except BaseException as error:  # noqa: BLE001  it is raised by who waits
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        self._stopping.wait()
+        ray.shutdown()
+
+
+_own_ray = _OwnRay()
+
+
+class RayCluster:
+    """See `aiovec.pool.worker.Backend`.
+
+    Args:
+        loop: The running loop.
+        num_envs: How many envs.
+        worker_options: Of each actor: see `AsyncVectorEnv`.
+    """
+
+    shares_memory: bool = False
+    maps_memory: bool = False
+    tallies: Sequence[Tally] = ()
+    wanted: Wanted | None = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, num_envs: int, worker_options: Mapping[str, Any]) -> None:
+        self._loop = loop
+        self._num_envs = num_envs
+        self._options = worker_options
+        self._ray: Any = None
+        self._actors: Any = None
+        self._is_user = False  # of a Ray of our own
+
+    def __repr__(self) -> str:
+        return f"<RayCluster options={dict(self._options)}>"
+
+    async def open(self) -> None:
+        opening = asyncio.ensure_future(in_thread(self._connect))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # A Ray that is starting cannot be stopped before it has started.
+            opening.add_done_callback(lambda _: self.terminate())
+            raise
+
+    def _connect(self) -> None:
+        try:
+            self._ray = importlib.import_module("ray")  # a second, and heavy
+            self._is_user = _own_ray.join(self._ray)
+        except Exception as error:
+            raise WorkerStartError(range(self._num_envs), f"Ray did not start: {error}") from error
+        actor = importlib.import_module("aiovec.worker.ray_actor").EnvActor
+        self._actors = self._ray.remote(actor).options(max_restarts=0, max_task_retries=0, **self._options)
+
+    def start_worker(self, index: int, env_ids: range, told: Told) -> RayWorker:
+        try:
+            actor = self._actors.remote(index, len(env_ids), sys.path)
+        except (ValueError, TypeError):  # of the user's options: Ray says which
+            raise
+        except Exception as error:
+            raise WorkerStartError(env_ids, f"Ray gave no actor: {error}") from error
+        return RayWorker(self._loop, index, env_ids, actor, self._kill, told)
+
+    def _kill(self, actor: Any) -> None:
+        # Ray may be gone, and then the actor is, too.
+        with contextlib.suppress(Exception):
+            if self._ray.is_initialized():
+                self._ray.kill(actor, no_restart=True)
+
+    async def why_not_there(self, workers: Sequence[Worker]) -> str:
+        if all(worker.pid for worker in workers):
+            return ""
+        try:
+            async with asyncio.timeout(_DESCRIBE_SECONDS):
+                there = await in_thread(self._describe)
+        except Exception as error:  # noqa: BLE001  whatever Ray says
+            there = f"and the cluster does not say what it has ({type(error).__name__}: {error})"
+        missing = sum(not worker.pid for worker in workers)
+        asked = ", ".join(f"{key}={value!r}" for key, value in self._options.items()) or "nothing in particular"
+        return (
+            f"Ray has found no place for {missing} of {len(workers)} workers. Each asks for {asked}; {there}. Ask for less "
+            "by `worker_options`, use fewer workers, or add nodes."
+        )
+
+    def _describe(self) -> str:
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        shown = "; ".join(_shown(resources) for resources in nodes[:8]) + (" and more" if len(nodes) > 8 else "")
+        free = _shown(self._ray.available_resources())
+        return f"the cluster has {len(nodes)} node{'s' * (len(nodes) != 1)} ({shown}), of which is free: {free}"
+
+    async def close(self) -> None:
+        self.terminate()
+        await in_thread(_own_ray.wait)
+
+    def terminate(self) -> None:
+        if self._is_user:
+            self._is_user = False
+            _own_ray.leave()
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    """Without what Ray adds for itself, such as a resource for each node's address; memory in GB."""
+    parts = [
+        f"{name} {amount / 1e9:.1f} GB" if "memory" in name else f"{name} {amount:g}"
+        for name, amount in sorted(resources.items())
+        if not name.startswith("node:")
+    ]
+    return ", ".join(parts) or "nothing"

@@ -1,0 +1,233 @@
+"""A worker that is an actor on a Ray cluster: calls out, replies in, and what Ray says of its end.
+
+Ray's references are awaited by their callbacks, which come in a thread of Ray's and go on on the loop: no thread waits
+for one, and the loop waits for none. Calls and what they bring back are numbered, since either may overtake another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from aiovec.errors import EnvTimeoutError, WorkerDied
+from aiovec.exchange import pickles, replies, step_each
+from aiovec.exchange.actions import ActionColumns
+from aiovec.exchange.black_box import Doing, Phase
+from aiovec.exchange.frames import Frame, FrameKind
+from aiovec.exchange.in_order import InOrder
+from aiovec.exchange.replies import Apart
+from aiovec.exchange.step_each import StepEachRequest
+from aiovec.pool.worker import Told
+
+__all__ = ["RayWorker"]
+
+# Ray tells of the end of an actor that was killed within some ms, unless its node, or the cluster, is gone.
+_END_SECONDS = 3.0
+
+
+class _Prepared(NamedTuple):
+    num_replies: int
+    payload: Any
+
+
+_BARE = _Prepared(1, b"")
+
+
+class RayWorker:
+    """See `aiovec.pool.worker.Worker`.
+
+    Args:
+        loop: The running loop.
+        index: Which of the vector's workers.
+        env_ids: Its envs.
+        actor: The handle of an `aiovec.worker.ray_actor.EnvActor`, just created; Ray may have no place for it yet.
+        kill: Ends an actor.
+        told: What to call.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        index: int,
+        env_ids: range,
+        actor: Any,
+        kill: Callable[[Any], None],
+        told: Told,
+    ) -> None:
+        self.index = index
+        self.env_ids = env_ids
+        self.pid: int = 0
+        self.alive: bool = True
+        self.exitcode: int | None = None
+        self.ended: asyncio.Event = asyncio.Event()
+        self.is_condemned: bool = False
+        self._loop = loop
+        self._actor = actor
+        self._kill = kill
+        self._replied, self._resume, self._died = told
+        self._exchange = actor.exchange.remote
+        self._num_calls = 0
+        self._num_waiting = 0  # calls that have not come back
+        self._num_due = 0  # replies that are to come
+        self._told: InOrder[Sequence[tuple[int, bytes, Sequence[Any]]]] = InOrder()
+        self._close_seq = -1
+        self._place = "on Ray, not begun"
+        self._times: Sequence[float] = ()
+        self._doing: Sequence[Doing] = ()
+        self._looking_since: float | None = None
+        self._stack = ""
+        self._verdict: EnvTimeoutError | None = None
+        self._listen(actor.about.remote(), self._began)
+        self._listen(actor.until_end.remote(), self._failed)
+
+    def __repr__(self) -> str:
+        return f"<RayWorker {self.index} pid={self.pid} alive={self.alive} {self._place}>"
+
+    # ---- requests
+
+    def prepare(self, message: Any) -> _Prepared:
+        if message is None:
+            return _BARE
+        if type(message) is StepEachRequest:
+            return _Prepared(len(message.rows), step_each.dumps(message))
+        return _Prepared(1, message if type(message) is ActionColumns else pickles.dumps_to_worker(message))
+
+    def post(self, kind: int, seq: int, buffer: int, prepared: _Prepared, group: int = 0) -> None:
+        if kind == FrameKind.CLOSE:
+            self._close_seq = seq
+        self._call(prepared.num_replies, (int(kind), seq, buffer, prepared.payload, group))
+
+    def _call(self, num_replies: int, request: tuple[Any, ...] | None) -> None:
+        number, self._num_calls = self._num_calls, self._num_calls + 1
+        self._num_waiting += 1
+        self._num_due += num_replies
+        try:
+            reference = self._exchange((number, num_replies, request))
+        except Exception as error:  # noqa: BLE001  Ray was shut down: the worker is lost, which its owner is told by the loop
+            self._loop.call_soon(self._lose, error)
+        else:
+            self._listen(reference, self._returned)
+
+    def unpack(self, payload: Any) -> Any:
+        return replies.loads(payload)
+
+    def failed_envs(self, payload: Any) -> Sequence[tuple[int, int]]:
+        return replies.failed_envs(payload)
+
+    # ---- what comes back
+
+    def _listen(self, reference: Any, arrived: Callable[[Future[Any]], None]) -> None:
+        def tell(future: Future[Any]) -> None:  # in a thread of Ray's
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                self._loop.call_soon_threadsafe(arrived, future)
+
+        reference.future().add_done_callback(tell)
+
+    def _returned(self, future: Future[Any]) -> None:
+        """A call has come back."""
+        if self.ended.is_set():
+            return
+        if (error := future.exception()) is not None:
+            self._lose(error)
+            return
+        number, came, self._times = future.result()
+        self._num_waiting -= 1
+        self._num_due -= len(came)
+        for told in self._told.take(number, came):
+            for seq, data, arrays in told:
+                self._take(seq, Apart(data, arrays) if arrays else data)
+        if self._num_due and not self._num_waiting and self.alive:
+            self._call(0, None)  # to be there when more have ended
+        self._resume()
+
+    def _take(self, seq: int, payload: Any) -> None:
+        if not self.is_condemned:
+            self._replied(self.index, Frame(FrameKind.REPLY, seq, 0, payload))
+        if seq == self._close_seq:
+            self.kill()
+
+    def _began(self, future: Future[Any]) -> None:
+        if future.exception() is None:
+            self.pid, node_id, address, actor_id = future.result()
+            self._place = f"on Ray node {node_id[:12]} at {address}, actor {actor_id[:12]}"
+
+    def _failed(self, future: Future[Any]) -> None:
+        self._lose(future.exception() or RuntimeError("the actor has ended"))
+
+    # ---- its end
+
+    def signal(self, number: int) -> None:
+        """An actor knows no signal but its end."""
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            self.kill()
+
+    def kill(self) -> None:
+        self.alive = False
+        self._kill(self._actor)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._loop.call_later, _END_SECONDS, self.ended.set)
+
+    def terminate(self) -> None:
+        self.alive = False
+        self._kill(self._actor)
+        self.ended.set()
+
+    def _lose(self, error: BaseException) -> None:
+        """The actor is gone, or of no use any more: a call of it will not come back."""
+        if self.ended.is_set():
+            return
+        was_alive, self.alive = self.alive, False
+        self._kill(self._actor)
+        self.ended.set()
+        if was_alive:
+            self._died(self.index, self._verdict or self._obituary(error))
+        self._resume()
+
+    def _obituary(self, error: BaseException) -> WorkerDied:
+        cause = "\n".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+        return WorkerDied(self.env_ids, self.pid, None, None, "", place=self._place, cause=cause)
+
+    # ---- what it does
+
+    @property
+    def doing(self) -> Sequence[Doing]:
+        return self._doing
+
+    @property
+    def times(self) -> Sequence[float]:
+        return self._times or [0.0] * (1 + 4 * len(self.env_ids))
+
+    def look(self) -> None:
+        if self._looking_since is None and self.alive and self.pid:
+            self._looking_since = self._loop.time()
+            self._listen(self._actor.look.remote(False), self._looked)
+
+    def _looked(self, future: Future[Any]) -> None:
+        self._looking_since = None
+        if future.exception() is None:
+            self._doing = [Doing(row, Phase(phase), number, lane) for row, phase, number, lane in future.result().doing]
+
+    def ask_stack(self) -> None:
+        self._stack = ""
+        self._listen(self._actor.look.remote(True), self._stack_came)
+
+    def _stack_came(self, future: Future[Any]) -> None:
+        if future.exception() is None:
+            self._stack = future.result().stack
+
+    @property
+    def stack_nbytes(self) -> int:
+        return len(self._stack)
+
+    @property
+    def stack(self) -> str:
+        return self._stack
+
+    def kill_as(self, verdict: EnvTimeoutError) -> None:
+        self._verdict = verdict
+        self._kill(self._actor)
+        self._loop.call_later(_END_SECONDS, self._lose, verdict)
