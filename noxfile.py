@@ -91,7 +91,17 @@ def tests(session: nox.Session) -> None:
         chosen = ["--numprocesses=3"]  # most tests wait for processes
         if session.python != PYTHONS[0]:
             chosen += ["--sample=8"]  # but for the exceptions, which do differ between Pythons
-    session.run("pytest", "--ignore=tests/examples", "--ignore=tests/notebooks", *chosen, env=_isolated())
+    elsewhere = [f"--ignore=tests/{folder}" for folder in ("examples", "notebooks", "ray")]
+    session.run("pytest", *elsewhere, *chosen, env=_isolated())
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Workers on Ray, where it can be installed: their own tests, and a sample of those of all workers."""
+    _install(session, "test", extras="[wrappers]")
+    session.install("--quiet", "ray>=2.60", success_codes=[0, 1])
+    session.run("pytest", "tests/ray", *session.posargs, env=_isolated())
+    session.run("pytest", "--ray", "--sample=60", "tests/conformance", *session.posargs, env=_isolated())
 
 
 @nox.session

@@ -99,7 +99,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         copy: `True`, `None`: what is returned is yours to keep; large observations are lent without a copy, unless it is
             `True`. `False`: observations are views that hold until the next `reset` or `step`.
         context: `None`: workers are fresh interpreters, and no ``if __name__ == "__main__"`` is needed. ``"fork"``,
-            ``"forkserver"``, ``"spawn"``: `multiprocessing` starts them.
+            ``"forkserver"``, ``"spawn"``: `multiprocessing` starts them. ``"ray"``: actors on a Ray cluster.
         daemon: Without effect: workers always end with this process, and may always start processes of their own.
         worker: Must be `None`: there is one kind of worker.
         observation_mode: ``"same"``, ``"different"``, or a pair of spaces.
@@ -130,7 +130,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         env_fns: Sequence[EnvFn],
         shared_memory: bool = True,
         copy: bool | None = None,
-        context: Literal["fork", "forkserver", "spawn"] | None = None,
+        context: Literal["fork", "forkserver", "spawn", "ray"] | None = None,
         daemon: bool = True,  # noqa: ARG002  Gymnasium's
         worker: None = None,
         observation_mode: ObservationMode = "same",

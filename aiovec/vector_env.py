@@ -59,7 +59,12 @@ class AsyncVectorEnv:
             A pair `(observation_space, single_observation_space)`: these are used as they are.
         autoreset_mode: Gymnasium's; also by name, such as ``"SameStep"``.
         context: `None`: workers are fresh interpreters. ``"fork"``, ``"forkserver"``, ``"spawn"``: they are
-            started by `multiprocessing`.
+            started by `multiprocessing`. ``"ray"``: they are actors on a Ray cluster, the caller's own by `ray.init(…)`,
+            or a local one that is started and stopped with the vector; `num_workers` must be given. Observations and
+            actions go through Ray's object store, whatever `shared_memory` says, and there is no `faulthandler`: a death
+            says what Ray says of it.
+        worker_options: Of each actor on Ray, such as ``{"num_cpus": 1, "resources": {…}}``: where there is no place for
+            it within `start_timeout`, the start raises `WorkerStartError`.
         step_timeout: Seconds that one env's own `step`, `reset` or call may take in its worker. Then the worker is
             killed, and `EnvTimeoutError` is raised, which names the env and bears the worker's Python stack; it
             comes up to a fifth later, and never too early. An `AsyncEnv` is cancelled instead, and its worker lives; only
@@ -82,6 +87,7 @@ class AsyncVectorEnv:
     Raises:
         ValueError: An argument is out of its range; the message names it.
         TypeError: An argument is of a wrong type.
+        ImportError: Workers on Ray, which is not installed.
     """
 
     spec: EnvSpec | None = None

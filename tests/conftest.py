@@ -92,7 +92,7 @@ def on_ray(request: pytest.FixtureRequest) -> Iterator[bool]:
             original(envs, env_fns, **options)
 
         patched.setattr(aiovec.AsyncVectorEnv, "__init__", init)
-        ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         yield True
         ray.shutdown()
 

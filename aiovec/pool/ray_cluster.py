@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -74,7 +75,8 @@ class _OwnRay:
     def _live(self, ray: Any, started: Future[None]) -> None:
         try:
             # Its warnings are about what we do on purpose, such as that a thread can set no handler for SIGTERM.
-            ray.init(include_dashboard=False, logging_level=logging.ERROR)
+            address = os.environ.get("RAY_ADDRESS") or "local"  # else it joins whatever runs on this machine
+            ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR)
         except BaseException as error:  # noqa: BLE001  it is raised by who waits
             started.set_exception(error)
             return
