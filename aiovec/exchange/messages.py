@@ -62,13 +62,13 @@ class RebuildRequest:
     """Build your envs in place of a worker that died.
 
     Attributes:
-        build: The pickled `BuildRequest` of that worker.
+        build: The `BuildRequest` of that worker, as it was prepared for it; pickled by the time that it travels.
         delay: Seconds to wait before.
         asynchronous: The rows that hold async envs.
         lost: The rows whose loss was not told yet: the first step of each fails with `exchange.failures.EnvLost`.
     """
 
-    build: bytes
+    build: Any
     delay: float = 0.0
     lost: Sequence[int] = ()
     asynchronous: Sequence[int] = ()

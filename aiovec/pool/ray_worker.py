@@ -11,6 +11,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from aiovec.errors import EnvTimeoutError, WorkerDied
@@ -19,6 +20,7 @@ from aiovec.exchange.actions import ActionColumns
 from aiovec.exchange.black_box import Doing, Phase
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.in_order import InOrder
+from aiovec.exchange.messages import RebuildRequest
 from aiovec.exchange.replies import Apart
 from aiovec.exchange.step_each import StepEachRequest
 from aiovec.pool.worker import Told
@@ -94,6 +96,8 @@ class RayWorker:
             return _BARE
         if type(message) is StepEachRequest:
             return _Prepared(len(message.rows), step_each.dumps(message))
+        if type(message) is RebuildRequest:  # it bears what another worker was sent
+            message = replace(message, build=message.build.payload)
         return _Prepared(1, message if type(message) is ActionColumns else pickles.dumps_to_worker(message))
 
     def post(self, kind: int, seq: int, buffer: int, prepared: _Prepared, group: int = 0) -> None:
@@ -163,7 +167,7 @@ class RayWorker:
     def signal(self, number: int) -> None:
         """An actor knows no signal but its end."""
         if number in (signal.SIGKILL, signal.SIGTERM):
-            self.kill()
+            self._kill(self._actor)
 
     def kill(self) -> None:
         self.alive = False
