@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Takes the sample: of each test at least one case, the same each time, and not always the first."""
+    for item in items if config.getoption("--ray") else ():
+        if (local := item.get_closest_marker("not_on_ray")) is not None:
+            item.add_marker(pytest.mark.skip(reason=local.args[0]))
     every = config.getoption("--sample")
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:

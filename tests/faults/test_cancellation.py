@@ -363,6 +363,7 @@ async def test_a_start_cancelled_at_any_turn_of_the_loop(tmp_path: Path) -> None
         await envs.close()
 
 
+@pytest.mark.not_on_ray("an actor that is killed ends soon, not at once")
 @pytest.mark.parametrize(
     ("cancel", "start"),
     [(by_task_cancel, "reset"), (by_asyncio_timeout, "__aenter__"), (by_anyio_scope, "reset")],
@@ -426,6 +427,7 @@ async def test_a_start_goes_on_while_one_task_still_waits_for_it(gate: Gate) -> 
         await envs.close()
 
 
+@pytest.mark.not_on_ray("an actor that is killed ends soon, not at once")
 async def test_a_start_is_cancelled_when_the_last_task_gives_up(gate: Gate) -> None:
     """Both give up: nothing goes on behind their backs."""
     envs = AsyncVectorEnv(gated(gate.key, at="init"), num_workers=2)

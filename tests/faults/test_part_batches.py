@@ -136,6 +136,7 @@ async def test_a_slow_worker_does_not_hide_the_others(gate: Gate) -> None:
         assert steps_of(await envs.recv()) == {0: [1, 1, 1]}
 
 
+@pytest.mark.not_on_ray("each reply wakes the parent, where no memory is shared")
 async def test_the_last_one_that_recv_waits_for_wakes_it(gate: Gate) -> None:
     """Nobody else: the others leave their answers in shared memory, and nothing comes by the sockets."""
     async with asyncio.timeout(BOUND_SECONDS), vector(gated(gate.key, gates=tuple(range(6)), num_envs=6), 2) as envs:
@@ -623,6 +624,7 @@ async def test_infos_do_not_depend_on_the_order_of_arrival(num_workers: int) -> 
 # ---- deaths
 
 
+@pytest.mark.not_on_ray("in which env an actor ended is not known")
 async def test_a_death_while_recv_waits(gate: Gate) -> None:
     """It is told at once; what others gave, or will give, can still be collected."""
     async with asyncio.timeout(BOUND_SECONDS), vector(gated(gate.key, gates=(0, 3), num_envs=4), 2) as envs:
@@ -685,6 +687,7 @@ async def test_a_death_that_a_single_env_and_recv_are_told(waiting: bool, gate: 
         assert (await envs[0].step(0))[1] == 1
 
 
+@pytest.mark.not_on_ray("it stops the channel of a local worker")
 async def test_a_death_right_behind_an_answer() -> None:
     """The single env has its result, but nobody takes it for idle: who steps it again is not left waiting."""
     async with asyncio.timeout(BOUND_SECONDS), vector([Counter] * 2, 2) as envs:
@@ -968,6 +971,7 @@ async def test_the_end_while_recv_waits(end: str, gate: Gate) -> None:
                 await task
 
 
+@pytest.mark.not_on_ray("it waits for what lies in shared memory")
 @pytest.mark.parametrize("num_turns", [0, 1, 2, 5])
 async def test_the_end_while_recv_reads(num_turns: int) -> None:
     """What is large is read in a thread: an end meanwhile is no reason to wait for ever."""
