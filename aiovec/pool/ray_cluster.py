@@ -128,8 +128,9 @@ class RayCluster:
             self._is_user = _own_ray.join(self._ray)
         except Exception as error:
             raise WorkerStartError(range(self._num_envs), f"Ray did not start: {error}") from error
-        actor = importlib.import_module("aiovec.worker.ray_actor").EnvActor
-        self._actors = self._ray.remote(actor).options(max_restarts=0, max_task_retries=0, **self._options)
+        ours = importlib.import_module("aiovec.worker.ray_actor")
+        actor = self._ray.remote(concurrency_groups=ours.CONCURRENCY_GROUPS)(ours.EnvActor)
+        self._actors = actor.options(max_restarts=0, max_task_retries=0, **self._options)
 
     def start_worker(self, index: int, env_ids: range, told: Told) -> RayWorker:
         try:

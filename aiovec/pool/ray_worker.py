@@ -21,6 +21,7 @@ from aiovec.exchange.black_box import Doing, Phase
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.in_order import InOrder
 from aiovec.exchange.messages import RebuildRequest
+from aiovec.exchange.ray_messages import Ask, by_itself, opened
 from aiovec.exchange.replies import Apart
 from aiovec.exchange.step_each import StepEachRequest
 from aiovec.pool.worker import Told
@@ -72,8 +73,11 @@ class RayWorker:
         self._kill = kill
         self._replied, self._resume, self._died = told
         self._exchange = actor.exchange.remote
+        self._more = actor.more.options(concurrency_group="more").remote
+        self._look = actor.look.options(concurrency_group="look").remote
         self._num_calls = 0
         self._num_waiting = 0  # calls that have not come back
+        self._is_more_asked = False
         self._num_due = 0  # replies that are to come
         self._told: InOrder[Sequence[tuple[int, bytes, Sequence[Any]]]] = InOrder()
         self._close_seq = -1
@@ -83,8 +87,8 @@ class RayWorker:
         self._looking_since: float | None = None
         self._stack = ""
         self._verdict: EnvTimeoutError | None = None
-        self._listen(actor.about.remote(), self._began)
-        self._listen(actor.until_end.remote(), self._failed)
+        self._listen(actor.about.options(concurrency_group="look").remote(), self._began)
+        self._listen(actor.until_end.options(concurrency_group="until_end").remote(), self._failed)
 
     def __repr__(self) -> str:
         return f"<RayWorker {self.index} pid={self.pid} alive={self.alive} {self._place}>"
@@ -103,18 +107,29 @@ class RayWorker:
     def post(self, kind: int, seq: int, buffer: int, prepared: _Prepared, group: int = 0) -> None:
         if kind == FrameKind.CLOSE:
             self._close_seq = seq
-        self._call(prepared.num_replies, (int(kind), seq, buffer, prepared.payload, group))
-
-    def _call(self, num_replies: int, request: tuple[Any, ...] | None) -> None:
         number, self._num_calls = self._num_calls, self._num_calls + 1
+        self._num_due += prepared.num_replies
         self._num_waiting += 1
-        self._num_due += num_replies
+        columns = prepared.payload.arrays if type(prepared.payload) is ActionColumns else ()
+        ask = Ask(number, prepared.num_replies, (int(kind), seq, buffer, prepared.payload, group))
+        self._call(self._exchange, self._returned, by_itself(ask, columns))
+        if prepared.num_replies > 1:
+            self._ask_more()
+
+    def _ask_more(self) -> None:
+        """To be there when an env ends, and not only when all of its request have."""
+        if not self._is_more_asked:
+            self._is_more_asked = True
+            self._num_waiting += 1
+            self._call(self._more, self._more_returned)
+
+    def _call(self, function: Callable[..., Any], returned: Callable[[Future[Any]], None], *arguments: Any) -> None:
         try:
-            reference = self._exchange((number, num_replies, request))
+            reference = function(*arguments)
         except Exception as error:  # noqa: BLE001  Ray was shut down: the worker is lost, which its owner is told by the loop
             self._loop.call_soon(self._lose, error)
         else:
-            self._listen(reference, self._returned)
+            self._listen(reference, returned)
 
     def unpack(self, payload: Any) -> Any:
         return replies.loads(payload)
@@ -131,6 +146,10 @@ class RayWorker:
 
         reference.future().add_done_callback(tell)
 
+    def _more_returned(self, future: Future[Any]) -> None:
+        self._is_more_asked = False
+        self._returned(future)
+
     def _returned(self, future: Future[Any]) -> None:
         """A call has come back."""
         if self.ended.is_set():
@@ -138,14 +157,14 @@ class RayWorker:
         if (error := future.exception()) is not None:
             self._lose(error)
             return
-        number, came, self._times = future.result()
+        number, came, self._times = opened(future.result())
         self._num_waiting -= 1
         self._num_due -= len(came)
         for told in self._told.take(number, came):
             for seq, data, arrays in told:
                 self._take(seq, Apart(data, arrays) if arrays else data)
         if self._num_due and not self._num_waiting and self.alive:
-            self._call(0, None)  # to be there when more have ended
+            self._ask_more()
         self._resume()
 
     def _take(self, seq: int, payload: Any) -> None:
@@ -208,7 +227,7 @@ class RayWorker:
     def look(self) -> None:
         if self._looking_since is None and self.alive and self.pid:
             self._looking_since = self._loop.time()
-            self._listen(self._actor.look.remote(False), self._looked)
+            self._listen(self._look(False), self._looked)
 
     def _looked(self, future: Future[Any]) -> None:
         self._looking_since = None
@@ -217,7 +236,7 @@ class RayWorker:
 
     def ask_stack(self) -> None:
         self._stack = ""
-        self._listen(self._actor.look.remote(True), self._stack_came)
+        self._listen(self._look(True), self._stack_came)
 
     def _stack_came(self, future: Future[Any]) -> None:
         if future.exception() is None:

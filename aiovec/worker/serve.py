@@ -61,11 +61,14 @@ def serve(connection: socket.socket, files: SharedFiles, look_again: bool) -> No
         files: What else is shared.
         look_again: Whether to look for the next request before sleeping.
     """
-    Server(_SocketLink(connection, files, look_again)).run()
+    link = _SocketLink(connection, files, look_again)
+    Server(link).run(link)
 
 
 class _SocketLink:
-    """See `aiovec.worker.server.Link`."""
+    """See `aiovec.worker.server.Link`, and `Requests`."""
+
+    waits: bool = False
 
     def __init__(self, connection: socket.socket, files: SharedFiles, look_again: bool) -> None:
         self._connection = connection
@@ -78,7 +81,7 @@ class _SocketLink:
         black_box = open_black_box(files.black_box)
         self.doing = black_box.doing
         self.times = black_box.times
-        self.fileno: int | None = connection.fileno()
+        self.fileno: int = connection.fileno()
 
     def read(self, is_lock_step: bool) -> Iterable[Frame] | None:
         reader = self._reader

@@ -34,14 +34,14 @@ from aiovec.exchange.slab import Geometry, Slab, Strip
 from aiovec.worker.clock import StepClock
 from aiovec.worker.core import WorkerCore
 from aiovec.worker.host import Work
-from aiovec.worker.lanes import Lanes, ThreadLane
+from aiovec.worker.lanes import InlineLane, Lane, Lanes, ThreadLane
 from aiovec.worker.travel import dumps_batch_reply, dumps_call_reply
 from aiovec.worker.turns import Doing
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Arrays", "Link", "Server"]
+__all__ = ["Arrays", "Link", "Requests", "Server"]
 
 # On the step path: a name of an enumeration costs 0.1 µs to look up.
 _STEP_TOGETHER = FrameKind.STEP_TOGETHER
@@ -52,23 +52,34 @@ Arrays = Sequence[npt.NDArray[Any]]
 _Reply = TypeVar("_Reply")
 
 
+class Requests(Protocol):
+    """Where requests are read.
+
+    Attributes:
+        fileno: Where an event loop sees that there is something to read.
+    """
+
+    fileno: int
+
+    def read(self, is_lock_step: bool) -> Iterable[Frame] | None:
+        """Waits for the next requests, and gives those that are complete; `None`: the parent is gone."""
+
+
 class Link(Protocol):
-    """The way to the parent, and what is shared with it.
+    """The way back to the parent, and what is shared with it.
 
     Attributes:
         times: See `exchange.black_box.OpenBlackBox.times`.
-        fileno: Where an event loop sees that there is something to read; `None` where it does not.
+        waits: Whether who brings a request waits until it is done, or handed to a lane, and brings the next one then, in
+            the same thread; else requests are read.
     """
 
     times: Any
-    fileno: int | None
+    waits: bool
 
     def doing(self, lane: int) -> Doing:
         """See `exchange.black_box.OpenBlackBox.doing`."""
         raise NotImplementedError
-
-    def read(self, is_lock_step: bool) -> Iterable[Frame] | None:
-        """Waits for the next requests, and gives those that are complete; `None`: the parent is gone."""
 
     def attach(self, geometry: Geometry) -> Slab:
         """The memory that is shared."""
@@ -94,10 +105,10 @@ class Link(Protocol):
 
 
 class Server:
-    """A worker behind a link.
+    """A worker behind a link: either requests are brought to `handle`, or `run` reads them.
 
     Args:
-        link: Requests in, replies out.
+        link: Replies out.
     """
 
     def __init__(self, link: Link) -> None:
@@ -109,7 +120,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None  # of async envs
         self._is_all_async = False
         self._main_lane = ThreadLane(link.doing(0), self._clock)
-        self._thread_lanes = [self._main_lane]
+        self._thread_lanes: list[Lane] = [self._main_lane]
         self._cancel: Callable[[Sequence[int], bool], None] = lambda _rows, _everything: None
         self._shared = True
         self._closing = False
@@ -130,50 +141,53 @@ class Server:
             FrameKind.CLOSE: self._close,
         }
 
-    def run(self) -> None:
+    def run(self, requests: Requests) -> None:
         """Serves until the parent says close, or is gone."""
-        while (requests := self._link.read(self._is_lock_step)) is not None:
-            frames = iter(requests)
+        while (complete := requests.read(self._is_lock_step)) is not None:
+            frames = iter(complete)
             for frame in frames:
-                self._handle(frame)
+                self.handle(frame)
                 if self._lanes is not None:
-                    self._run_beside_lanes(frames)
+                    self._run_beside_lanes(requests, frames)
                     self._main_lane.run()
                     return
                 if self._closing:
                     return
         self._core.closing().do(self._link.doing(0), self._clock)  # the parent closed its end without a word
 
-    def _run_beside_lanes(self, begun: Iterator[Frame]) -> None:
+    def _run_beside_lanes(self, requests: Requests, begun: Iterator[Frame]) -> None:
         """The same in another thread, behind the requests that were received already.
 
         Where all envs are async, in that of their loop: a thread more would fight with it for the interpreter's lock,
         which keeps an env from its request for 2 ms where there are many.
         """
-        loop, fileno = self._loop, self._link.fileno
-        if loop is None or fileno is None or not self._is_all_async:
-            threading.Thread(target=self._run_rest, args=(begun,), name="aiovec-requests", daemon=True).start()
+        loop = self._loop
+        if loop is None or not self._is_all_async:
+            thread = threading.Thread(
+                target=self._run_rest, args=(requests, begun), name="aiovec-requests", daemon=True
+            )
+            thread.start()
             return
 
         def begin() -> None:
             if self._go_on(begun):
-                loop.add_reader(fileno, read)
+                loop.add_reader(requests.fileno, read)
 
         def read() -> None:
-            if not self._read():
-                loop.remove_reader(fileno)
+            if not self._read(requests):
+                loop.remove_reader(requests.fileno)
 
         loop.call_soon_threadsafe(begin)
 
-    def _run_rest(self, begun: Iterator[Frame]) -> None:
+    def _run_rest(self, requests: Requests, begun: Iterator[Frame]) -> None:
         goes_on = self._go_on(begun)
         while goes_on:
-            goes_on = self._read()
+            goes_on = self._read(requests)
 
-    def _read(self) -> bool:
+    def _read(self, requests: Requests) -> bool:
         """Handles what one read gives; tells whether there will be more."""
         try:
-            frames = self._link.read(False)
+            frames = requests.read(False)
         except ConnectionError:
             frames = None
         if frames is None:
@@ -185,7 +199,7 @@ class Server:
         """Handles requests; tells whether there will be more."""
         try:
             for frame in frames:
-                self._handle(frame)
+                self.handle(frame)
                 if self._closing:
                     return False
         except ConnectionError:
@@ -199,7 +213,8 @@ class Server:
         self._cancel(range(len(self._core.env_ids)), True)
         self._lanes.do(self._core.closing().turns, self._main_lane.stop, may_be_cancelled=False)
 
-    def _handle(self, frame: Frame) -> None:
+    def handle(self, frame: Frame) -> None:
+        """Does what a request asks, or hands it to a lane."""
         try:
             self._handlers[frame.kind](frame)
         except ConnectionError:
@@ -307,9 +322,13 @@ class Server:
         """Shares the envs out: the main thread is one of the threads, async envs have a loop in another."""
         if self._lanes is None:
             others = [ThreadLane(self._link.doing(number), self._clock) for number in range(1, request.num_threads)]
+            if self._link.waits and others:  # nobody runs the main thread's
+                self._main_lane.start()
             for lane in others:
                 lane.start()
             self._thread_lanes += others
+            if self._link.waits and not others:  # they stay in the thread that has built them
+                self._thread_lanes = [InlineLane(self._link.doing(0), self._clock)]
         by_row: dict[int, Any] = {}
         if asynchronous:
             from aiovec.worker.async_lane import AsyncLane, start_loop  # noqa: PLC0415  asyncio: few workers need it

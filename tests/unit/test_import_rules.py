@@ -97,7 +97,7 @@ def test_the_pool_takes_a_worker_in_two_places(path: Path) -> None:
 
 def test_event_loops_are_the_pools_and_the_faces(path: Path) -> None:
     """What is shared, and what a worker does, works without one."""
-    if path.name in ("async_lane.py", "ray_actor.py"):  # where there are async envs; where Ray calls
+    if path.name == "async_lane.py":  # where there are async envs
         return
     if part_of(path) in ("exchange", "worker") or path.name in ("errors.py", "arguments.py", "__init__.py"):
         assert not imports_any(path, "asyncio", "anyio", "uvloop")

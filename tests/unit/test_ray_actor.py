@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 from sample_envs import Counter
@@ -13,118 +18,113 @@ from sample_envs import Counter
 from aiovec.exchange import pickles, replies
 from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.messages import BuildRequest
+from aiovec.exchange.ray_messages import Ask, Told, by_itself, opened
 from aiovec.worker.ray_actor import EnvActor
 
-pytestmark = pytest.mark.anyio
+BOUND_SECONDS = 10.0
 
 
-def reply(actor: EnvActor, seq: int) -> None:
-    """As an env's thread does, on the loop at once."""
-    actor._take((seq, b"", ()))
+class Waiting(gym.Env[Any, Any]):
+    """Its construction waits until it is let on."""
+
+    observation_space = gym.spaces.Discrete(1)
+    action_space = gym.spaces.Discrete(1)
+    may_go_on = threading.Event()
+
+    def __init__(self) -> None:
+        assert self.may_go_on.wait(BOUND_SECONDS)
 
 
-class Silent(EnvActor):
-    """Its envs never answer by themselves."""
-
-    def _serve(self) -> None:
-        pass
+def request(kind: FrameKind, seq: int, message: Any = None) -> tuple[int, int, int, bytes, int]:
+    """A frame."""
+    return int(kind), seq, 0, b"" if message is None else pickles.dumps_to_worker(message), 0
 
 
-@pytest.fixture
-def actor() -> EnvActor:
-    """One whose replies the test gives."""
-    return Silent(0, 4, ())
+def build(env: Callable[[], Any], num_envs: int = 2, num_threads: int = 1) -> BuildRequest:
+    """Build these."""
+    env_fns = (pickles.dumps_to_worker(env),) * num_envs
+    return BuildRequest(range(num_envs), env_fns, AutoresetMode.NEXT_STEP, num_threads=num_threads)
 
 
-async def calls(*asks: tuple[Any, ...], actor: EnvActor) -> list[asyncio.Task[Any]]:
-    """Calls that have begun to wait."""
-    tasks = [asyncio.ensure_future(actor.exchange(ask)) for ask in asks]
-    await asyncio.sleep(0)
-    return tasks
+def ask(actor: EnvActor, number: int, num_replies: int, frame: Any) -> Told:
+    """One call."""
+    return Told(*opened(actor.exchange(by_itself(Ask(number, num_replies, frame), ()))))
 
 
-def seqs(task: asyncio.Task[Any]) -> list[int]:
-    """Of the replies that a call has taken back."""
-    return [seq for seq, _, _ in task.result()[1]]
+def beside(function: Callable[[], Any]) -> Future[Any]:
+    """Calls it in a thread, as Ray does."""
+    future: Future[Any] = Future()
+    threading.Thread(target=lambda: future.set_result(function()), daemon=True).start()
+    return future
 
 
-REQUEST = (int(FrameKind.STEP), 7, 0, b"", 0)
-
-
-async def test_a_call_waits_for_a_reply(actor: EnvActor) -> None:
-    """And takes all that is there then."""
-    (call,) = await calls((0, 3, REQUEST), actor=actor)
-    assert not call.done()
-    reply(actor, 7)
-    reply(actor, 8)
-    await asyncio.sleep(0)
-    assert seqs(call) == [7]
-    (more,) = await calls((1, 0, None), actor=actor)
-    await asyncio.sleep(0)
-    assert seqs(more) == [8]
-    (last,) = await calls((2, 0, None), actor=actor)
-    assert not last.done()
-    reply(actor, 9)
-    await asyncio.sleep(0)
-    assert seqs(last) == [9]
-
-
-async def test_a_call_with_nothing_to_wait_for_comes_back(actor: EnvActor) -> None:
-    """The replies to two requests came together, by the first call."""
-    first, second = await calls((0, 1, REQUEST), (1, 1, REQUEST), actor=actor)
-    actor._replies += [(7, b"", ())]
-    reply(actor, 8)
-    await asyncio.sleep(0)
-    assert seqs(first) == [7, 8]
-    assert seqs(second) == []
-    assert (first.result()[0], second.result()[0]) == (0, 1)
-
-
-async def test_requests_are_taken_in_order(actor: EnvActor) -> None:
-    """Whichever call comes first."""
-    await calls((1, 1, (2, 1, 0, b"", 0)), actor=actor)
-    assert actor._link._requests.empty()
-    await calls((0, 1, (1, 0, 0, b"", 0)), actor=actor)
-    assert [actor._link._requests.get().seq for _ in range(2)] == [0, 1]
-    for seq in (0, 1):
-        reply(actor, seq)
-
-
-async def test_what_fails_in_it_is_raised_by_each_call() -> None:
-    """Else the parent would wait for ever."""
-
-    class Crashing(EnvActor):
-        def _serve(self) -> None:
-            self._link._requests.get()
-            self._crash = OSError("no more")
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._give)
-
-    actor = Crashing(0, 1, ())
-    first = asyncio.ensure_future(actor.exchange((0, 1, REQUEST)))
-    with pytest.raises(OSError, match="no more"):
-        await first
-    with pytest.raises(OSError, match="no more"):
-        await actor.exchange((1, 0, None))
-
-
-async def test_real_envs_behind_it() -> None:
-    """A request that cannot be read is answered, as behind a socket; and its path is that of the parent."""
+def test_a_request_is_done_in_its_call() -> None:
+    """What cannot be read is refused, as behind a socket; and what the parent imports can be imported."""
     actor = EnvActor(3, 2, [*sys.path, "/not/there"])
     assert repr(actor) == "aiovec worker 3"
     assert sys.path.pop() == "/not/there"
-    told = await actor.exchange((0, 1, (int(FrameKind.CALL), 5, 0, b"nonsense", 0)))
-    assert told[0] == 0
-    ((seq, data, arrays),) = told[1]
-    assert (seq, arrays) == (5, ())
+    told = ask(actor, 0, 1, (int(FrameKind.CALL), 5, 0, b"nonsense", 0))
+    ((seq, data, arrays),) = told.replies
+    assert (told.number, seq, list(arrays)) == (0, 5, [])
     assert replies.loads(data).failures == []  # it holds no env yet
-    look = await actor.look(True)
-    assert (look.doing, look.stack) == ([], "")
-
-    build = BuildRequest(range(2), (pickles.dumps_to_worker(Counter),) * 2, AutoresetMode.NEXT_STEP)
-    told = await actor.exchange((1, 1, (int(FrameKind.BUILD), 6, 0, pickles.dumps_to_worker(build), 0)))
-    ((seq, data, _),) = told[1]
-    assert seq == 6
+    told = ask(actor, 1, 1, request(FrameKind.BUILD, 6, build(Counter)))
+    ((seq, data, _),) = told.replies
+    assert (told.number, seq) == (1, 6)
     assert replies.loads(data).spaces[0].env_ids == [0, 1]
-    told = await actor.exchange((2, 1, (int(FrameKind.CLOSE), 7, 0, b"", 0)))
-    assert told[1][0][0] == 7
+    assert actor.look(True) == ([], "")
+    assert len(told.times) == 1 + 4 * 2
+    ((seq, _, _),) = ask(actor, 2, 1, request(FrameKind.CLOSE, 7)).replies
+    assert seq == 7
+
+
+def test_requests_are_taken_in_order() -> None:
+    """Whichever call comes first."""
+    actor = EnvActor(0, 2, ())
+    early = ask(actor, 1, 1, request(FrameKind.CLOSE, 7))
+    assert list(early.replies) == []
+    both = ask(actor, 0, 1, request(FrameKind.BUILD, 6, build(Counter)))
+    assert [seq for seq, _, _ in both.replies] == [6, 7]
+    assert (early.number, both.number) == (0, 1)
+
+
+def test_replies_that_come_later() -> None:
+    """Another call waits for them; one that has nothing to wait for any more comes back."""
+    actor = EnvActor(0, 2, ())
+    assert list(Told(*opened(actor.more())).replies) == []
+    Waiting.may_go_on.clear()
+    own = EnvActor(0, 1, ())
+    with actor._changed:
+        actor._num_due = 1
+    waiting = beside(actor.more)
+    assert not waiting.done()
+    actor._reply(4, b"", ())
+    assert [seq for seq, _, _ in Told(*opened(waiting.result(BOUND_SECONDS))).replies] == [4]
+    Waiting.may_go_on.set()
+    assert ask(own, 0, 1, request(FrameKind.BUILD, 1, build(Waiting, 1))).replies
+
+
+def test_what_its_envs_do() -> None:
+    """Which one is called, and the stack of its thread, as the parent is told where `faulthandler` cannot."""
+    Waiting.may_go_on.clear()
+    actor = EnvActor(0, 1, ())
+    built = beside(lambda: ask(actor, 0, 1, request(FrameKind.BUILD, 1, build(Waiting, 1))))
+    deadline = time.monotonic() + BOUND_SECONDS
+    while not (look := actor.look(True)).doing:
+        assert time.monotonic() < deadline
+    assert [doing[0] for doing in look.doing] == [0]
+    assert "in __init__" in look.stack
+    assert "/aiovec/" not in look.stack
+    Waiting.may_go_on.set()
+    assert built.result(BOUND_SECONDS).replies
+
+
+@pytest.mark.parametrize("nbytes", [100, 1 << 20])
+def test_large_arrays_are_left_to_ray(nbytes: int) -> None:
+    """All else is bytes."""
+    rows = [np.zeros(nbytes, np.uint8)]
+    told = Told(3, [(7, b"x", rows)], [0.0])
+    given = by_itself(told, rows)
+    assert (type(given) is bytes) == (nbytes < 1 << 16)
+    number, ((seq, data, arrays),), _ = opened(given)
+    assert (number, seq, data) == (3, 7, b"x")
+    np.testing.assert_array_equal(arrays[0], rows[0])
