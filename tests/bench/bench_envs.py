@@ -67,6 +67,16 @@ class Sleeps(Trivial):
         return super().step(action)
 
 
+class Frames(Trivial):
+    """Random frames of Atari's size, 210×160×3."""
+
+    observation_space = gym.spaces.Box(0, 255, (210, 160, 3), np.uint8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._observation = np.random.default_rng(0).integers(0, 256, (210, 160, 3), np.uint8)
+
+
 class AsyncSleeps(aiovec.AsyncEnv[Any, Any]):
     """Waits under await."""
 

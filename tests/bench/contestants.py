@@ -267,6 +267,17 @@ class Blocking(Gymnasium):
         self._last, _ = self._envs.reset(seed=0)
 
 
+class Tianshou(Gymnasium):
+    """tianshou's RayVectorEnv: an actor an env, its observations pickled; it awaits nothing, and resets nobody."""
+
+    def __init__(self, env_fn: EnvFn, num_envs: int, rows: list[Any]) -> None:
+        from tianshou.env import RayVectorEnv
+
+        self._rows = rows
+        self._envs = RayVectorEnv([env_fn] * num_envs)
+        self._envs.reset()
+
+
 class TorchRL:
     """TorchRL's AsyncEnvPool: the same envs in as many processes, each of which has a thread an env; tensors in shm."""
 
