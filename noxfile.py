@@ -30,7 +30,7 @@ import nox  # noqa: E402  it may have to be installed first
 PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 
-nox.options.sessions = ["lint", "typing", "tests", "examples"]
+nox.options.sessions = ["lint", "typing", "tests", "ray", "examples"]
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
 

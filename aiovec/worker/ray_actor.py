@@ -9,13 +9,14 @@ the parent of the actor's end.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import sys
+import tempfile
 import threading
 from array import array
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from aiovec.exchange.black_box import IDLE, MOST_THREADS, TIMES_PER_ROW, doing_in, readable_stack
@@ -151,15 +152,8 @@ class _CallLink:
 
 
 def _stack_of_envs() -> str:
-    """The Python stacks of the threads that are in an env, in the words of `faulthandler`."""
-    blocks: list[str] = []
-    for ident, frame in sys._current_frames().items():  # noqa: SLF001  documented, for such purposes
-        lines: list[str] = []
-        current: FrameType | None = frame
-        while current is not None:
-            code = current.f_code
-            lines.append(f'  File "{code.co_filename}", line {current.f_lineno} in {code.co_name}')
-            current = current.f_back
-        if any("/aiovec/worker/" in line for line in lines) and ident != threading.get_ident():
-            blocks.append("\n".join([f"Thread {ident:#018x}:", *lines]))
-    return readable_stack("\n\n".join(blocks))
+    """The Python stacks of the threads that are in an env."""
+    with tempfile.TemporaryFile() as dumped:
+        faulthandler.dump_traceback(dumped)
+        dumped.seek(0)
+        return readable_stack(dumped.read().decode(errors="replace"))

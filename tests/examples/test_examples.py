@@ -178,7 +178,7 @@ def assert_split_sums(line: str) -> None:
     parts = re.findall(r"(\w+) (-?[\d.]+) s \((-?[\d.]+)%\)", line)
     assert whole is not None
     assert [name for name, _seconds, _percent in parts] == ["env", "policy", "learning", "other"]
-    assert all(float(seconds) > 0 for _name, seconds, _percent in parts[:3])
+    assert all(float(percent) > 0 for _name, _seconds, percent in parts[:3])  # seconds may round to 0
     assert float(parts[3][1]) >= 0  # no time is counted twice
     assert sum(float(seconds) for _name, seconds, _percent in parts) == pytest.approx(float(whole[1]), abs=0.03)
     assert sum(float(percent) for _name, _seconds, percent in parts) == pytest.approx(100, abs=0.3)
