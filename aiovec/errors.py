@@ -468,7 +468,8 @@ class WorkerDied(AiovecError):  # noqa: N818  it states a fact
         advice = _REBUILT if is_rebuilt else _how_to_rebuild(env_ids) if command not in _AT_THE_START else ""
         who = f"the worker of {name_envs(env_ids)} (pid {pid or 'unknown'}{f', {place}' if place else ''})"
         because = f"\nWhat Ray says of it: {cause}" if cause else ""
-        super().__init__(f"{who} {how} {during}{inside}. {advice}{because}{_stack_text(stack)}{tail}")
+        told = f"{who} {how} {during}{inside}. {advice}".rstrip()
+        super().__init__(f"{told}{because}{_stack_text(stack)}{tail}")
 
     def during(self, command: str | None, *, is_rebuilt: bool = False) -> WorkerDied:
         """The same, as it is told to a call that waits."""

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from aiovec.exchange import pickles
 
-__all__ = ["About", "Arrays", "Ask", "Look", "Request", "Told", "by_itself", "opened"]
+__all__ = ["LARGE_NBYTES", "About", "Arrays", "Ask", "Look", "Request", "Told", "by_itself", "opened"]
 
 Arrays = Sequence[npt.NDArray[Any]]
 Request = tuple[int, int, int, Any, int]  # a frame
 
-_LARGE_NBYTES = 1 << 16  # Ray's own limit for what it sends without its object store is 100 KB
+LARGE_NBYTES = 1 << 16  # Ray's own limit for what it sends without its object store is 100 KB
 
 
 class Ask(NamedTuple):
@@ -66,13 +66,12 @@ class Look(NamedTuple):
     stack: str
 
 
-def by_itself(message: Ask | Told, arrays: Arrays) -> Any:
+def by_itself(message: Ask | Told, nbytes: int) -> Any:
     """A message as Ray is given it: as bytes, which costs Ray a third less, but where they would be many.
 
     Then it is a tuple whose arrays Ray puts into its object store, from where they are read without a copy.
     """
-    small = sum(column.nbytes for column in arrays) < _LARGE_NBYTES
-    return pickles.dumps_to_parent(tuple(message)) if small else tuple(message)
+    return pickles.dumps_to_parent(tuple(message)) if nbytes < LARGE_NBYTES else tuple(message)
 
 
 def opened(given: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -21,15 +22,26 @@ from aiovec.exchange.black_box import Doing, Phase
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.in_order import InOrder
 from aiovec.exchange.messages import RebuildRequest
-from aiovec.exchange.ray_messages import Ask, by_itself, opened
+from aiovec.exchange.ray_messages import LARGE_NBYTES, Ask, by_itself, opened
 from aiovec.exchange.replies import Apart
 from aiovec.exchange.step_each import StepEachRequest
+from aiovec.pool.threads import in_thread
 from aiovec.pool.worker import Told
 
 __all__ = ["RayWorker"]
 
 # Ray tells of the end of an actor that was killed within some ms, unless its node, or the cluster, is gone.
 _END_SECONDS = 3.0
+
+_PHASES = {
+    FrameKind.BUILD: Phase.BUILD,
+    FrameKind.REBUILD: Phase.BUILD,
+    FrameKind.RESET: Phase.RESET,
+    FrameKind.CALL: Phase.CALL,
+    FrameKind.SET_ATTR: Phase.CALL,
+}
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class _Prepared(NamedTuple):
@@ -75,6 +87,7 @@ class RayWorker:
         self._exchange = actor.exchange.remote
         self._more = actor.more.options(concurrency_group="more").remote
         self._look = actor.look.options(concurrency_group="look").remote
+        self._sending: set[asyncio.Task[None]] = set()  # requests that a thread hands to Ray
         self._num_calls = 0
         self._num_waiting = 0  # calls that have not come back
         self._is_more_asked = False
@@ -84,7 +97,9 @@ class RayWorker:
         self._place = "on Ray, not begun"
         self._times: Sequence[float] = ()
         self._doing: Sequence[Doing] = ()
-        self._looking_since: float | None = None
+        self._last_kind: int = FrameKind.BUILD
+        self._num_looks = 0
+        self._is_looking = False
         self._stack = ""
         self._verdict: EnvTimeoutError | None = None
         self._listen(actor.about.options(concurrency_group="look").remote(), self._began)
@@ -105,14 +120,21 @@ class RayWorker:
         return _Prepared(1, message if type(message) is ActionColumns else pickles.dumps_to_worker(message))
 
     def post(self, kind: int, seq: int, buffer: int, prepared: _Prepared, group: int = 0) -> None:
+        self._last_kind = kind
         if kind == FrameKind.CLOSE:
             self._close_seq = seq
         number, self._num_calls = self._num_calls, self._num_calls + 1
         self._num_due += prepared.num_replies
         self._num_waiting += 1
-        columns = prepared.payload.arrays if type(prepared.payload) is ActionColumns else ()
-        ask = Ask(number, prepared.num_replies, (int(kind), seq, buffer, prepared.payload, group))
-        self._call(self._exchange, self._returned, by_itself(ask, columns))
+        payload = prepared.payload
+        nbytes = sum(column.nbytes for column in payload.arrays) if type(payload) is ActionColumns else len(payload)
+        ask = by_itself(Ask(number, prepared.num_replies, (int(kind), seq, buffer, payload, group)), nbytes)
+        if nbytes < LARGE_NBYTES:
+            self._call(self._exchange, self._returned, ask)
+        else:
+            task = self._loop.create_task(self._call_with_much(ask), name=f"aiovec: a request to worker {self.index}")
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
         if prepared.num_replies > 1:
             self._ask_more()
 
@@ -130,6 +152,15 @@ class RayWorker:
             self._loop.call_soon(self._lose, error)
         else:
             self._listen(reference, returned)
+
+    async def _call_with_much(self, ask: Any) -> None:
+        """Where Ray's object store has to take it, which may have to make room first."""
+        try:
+            reference = await in_thread(self._exchange, ask)
+        except Exception as error:  # noqa: BLE001  whatever Ray says: the worker is lost, which its owner is told
+            self._lose(error)
+        else:
+            self._listen(reference, self._returned)
 
     def unpack(self, payload: Any) -> Any:
         return replies.loads(payload)
@@ -163,7 +194,7 @@ class RayWorker:
         for told in self._told.take(number, came):
             for seq, data, arrays in told:
                 self._take(seq, Apart(data, arrays) if arrays else data)
-        if self._num_due and not self._num_waiting and self.alive:
+        if self._num_due and not self._num_waiting:
             self._ask_more()
         self._resume()
 
@@ -211,7 +242,10 @@ class RayWorker:
         self._resume()
 
     def _obituary(self, error: BaseException) -> WorkerDied:
-        cause = "\n".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+        told = _COLOURS.sub(
+            "", str(getattr(error, "cause", None) or error)
+        )  # what a call has raised is another's cause
+        cause = "\n".join(line.strip() for line in told.splitlines() if line.strip()) or type(error).__name__
         return WorkerDied(self.env_ids, self.pid, None, None, "", place=self._place, cause=cause)
 
     # ---- what it does
@@ -225,12 +259,20 @@ class RayWorker:
         return self._times or [0.0] * (1 + 4 * len(self.env_ids))
 
     def look(self) -> None:
-        if self._looking_since is None and self.alive and self.pid:
-            self._looking_since = self._loop.time()
+        if not self.alive or not self.pid:
+            return
+        if self._is_looking:
+            # Since the last time it has not answered: it is stopped, or in C code that keeps Python's lock, or cut off.
+            # So it counts as being in a call of each of its envs until it does.
+            phase = _PHASES.get(FrameKind(self._last_kind), Phase.STEP)
+            self._doing = [Doing(row, phase, self._num_looks, 0) for row in range(len(self.env_ids))]
+        else:
+            self._is_looking = True
+            self._num_looks += 1
             self._listen(self._look(False), self._looked)
 
     def _looked(self, future: Future[Any]) -> None:
-        self._looking_since = None
+        self._is_looking = False
         if future.exception() is None:
             self._doing = [Doing(row, Phase(phase), number, lane) for row, phase, number, lane in future.result().doing]
 

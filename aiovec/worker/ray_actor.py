@@ -87,7 +87,7 @@ class EnvActor:
         told = Told(self._num_told, replies, array("d", self._link.times))
         self._num_told += 1
         self._changed.notify_all()
-        return by_itself(told, [column for _, _, arrays in replies for column in arrays])
+        return by_itself(told, sum(len(data) + sum(column.nbytes for column in arrays) for _, data, arrays in replies))
 
     def _reply(self, seq: int, data: bytes, arrays: Arrays) -> None:
         """From any thread."""
