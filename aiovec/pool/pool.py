@@ -273,7 +273,10 @@ class Pool:
         return self._past_env_seconds + sum(_env_seconds(worker.times) for worker in self.workers)
 
     def pending(self) -> list[tuple[int, PendingStatistics]]:
-        """The calls that are not answered yet, with their numbers; from any thread."""
+        """The calls that are not answered yet, with their numbers; from any thread.
+
+        Which env of a worker on Ray is at work is what it said when it was asked last.
+        """
         now = time.perf_counter()
         pending: list[tuple[int, PendingStatistics]] = []
         for call in list(self.calls.pending.values()):
@@ -288,6 +291,11 @@ class Pool:
             if env_ids and not call.is_dropped and not self.calls.is_answered(call):
                 pending.append((call.seq, PendingStatistics(call.command, tuple(env_ids), now - call.began)))
         return pending
+
+    def look(self) -> None:
+        """Has `pending` tell of this moment, or soon."""
+        for worker in self.workers:
+            worker.look()
 
     def _replied_to_start(self, index: int, frame: Frame) -> None:
         """What a worker that takes a dead one's place says of its start."""

@@ -20,13 +20,21 @@ from typing import Any
 from aiovec.errors import WorkerStartError
 from aiovec.exchange.tally import Tally
 from aiovec.exchange.wanted import Wanted
-from aiovec.pool.ray_worker import RayWorker
+from aiovec.pool.ray_worker import SHUT_DOWN, RayWorker
 from aiovec.pool.threads import in_thread
 from aiovec.pool.worker import Told, Worker
 
 __all__ = ["RayCluster"]
 
 _DESCRIBE_SECONDS = 5.0
+
+# Ray ends the program itself, and raises nothing that could be caught, when the cluster's head has been gone for so long.
+# Until then it may come back, and actors go on without it.
+_RAY_GIVES_UP_SECONDS = 60.0
+_RAY_GIVES_UP_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_LOST_SHARE = 2 / 3
+_LOOKS_PER_LIMIT = 12
+_CONNECT_SECONDS = 5.0
 
 
 class _OwnRay:
@@ -109,6 +117,9 @@ class RayCluster:
         self._ray: Any = None
         self._actors: Any = None
         self._is_user = False  # of a Ray of our own
+        self._workers: dict[int, RayWorker] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._lost = ""
 
     def __repr__(self) -> str:
         return f"<RayCluster options={dict(self._options)}>"
@@ -121,6 +132,25 @@ class RayCluster:
             # A Ray that is starting cannot be stopped before it has started.
             opening.add_done_callback(lambda _: self.terminate())
             raise
+        head = self._ray.get_runtime_context().gcs_address
+        self._watching = self._loop.create_task(self._watch(head), name="aiovec: is the cluster there")
+
+    async def _watch(self, head: str) -> None:
+        """Tells all workers when the cluster has gone away."""
+        if not await _answers(head):
+            return  # it is not to be reached from here in this way
+        gives_up = float(os.environ.get(_RAY_GIVES_UP_VARIABLE, _RAY_GIVES_UP_SECONDS))
+        limit, last = _LOST_SHARE * gives_up, self._loop.time()
+        while (now := self._loop.time()) - last < limit:
+            await asyncio.sleep(limit / _LOOKS_PER_LIMIT)
+            if await _answers(head):
+                last = self._loop.time()
+        self._lost = (
+            f"the head of the cluster, {head}, has not answered for {now - last:.0f} s. When it has not for "
+            f"{gives_up:.0f} s, Ray ends this program: save what is to be kept, and call `ray.shutdown()`"
+        )
+        for worker in self._workers.values():
+            worker.lose(RuntimeError(self._lost))
 
     def _connect(self) -> None:
         try:
@@ -133,18 +163,24 @@ class RayCluster:
         self._actors = actor.options(max_restarts=0, max_task_retries=0, **self._options)
 
     def start_worker(self, index: int, env_ids: range, told: Told) -> RayWorker:
+        if not self._ray.is_initialized():  # else Ray would start, or join, another one
+            raise WorkerStartError(env_ids, SHUT_DOWN)
+        if self._lost:
+            raise WorkerStartError(env_ids, self._lost)
         try:
             actor = self._actors.remote(index, len(env_ids), sys.path)
         except (ValueError, TypeError):  # of the user's options: Ray says which
             raise
         except Exception as error:
             raise WorkerStartError(env_ids, f"Ray gave no actor: {error}") from error
-        return RayWorker(self._loop, index, env_ids, actor, self._kill, told)
+        worker = RayWorker(self._loop, index, env_ids, actor, self._ray.is_initialized, self._kill, told)
+        self._workers[index] = worker
+        return worker
 
     def _kill(self, actor: Any) -> None:
-        # Ray may be gone, and then the actor is, too.
+        # Ray may be gone, and then the actor is, too; a head that is gone is waited for.
         with contextlib.suppress(Exception):
-            if self._ray.is_initialized():
+            if self._ray.is_initialized() and not self._lost:
                 self._ray.kill(actor, no_restart=True)
 
     async def why_not_there(self, workers: Sequence[Worker]) -> str:
@@ -173,9 +209,24 @@ class RayCluster:
         await in_thread(_own_ray.wait)
 
     def terminate(self) -> None:
+        if self._watching is not None and not self._loop.is_closed():
+            self._watching.cancel()
         if self._is_user:
             self._is_user = False
             _own_ray.leave()
+
+
+async def _answers(address: str) -> bool:
+    """Whether somebody is there."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer.close()
+            await writer.wait_closed()
+    except OSError:  # a time-out is one, too
+        return False
+    return True
 
 
 def _shown(resources: Mapping[str, float]) -> str:

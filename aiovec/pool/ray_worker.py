@@ -28,10 +28,15 @@ from aiovec.exchange.step_each import StepEachRequest
 from aiovec.pool.threads import in_thread
 from aiovec.pool.worker import Told
 
-__all__ = ["RayWorker"]
+__all__ = ["SHUT_DOWN", "RayWorker"]
+
+SHUT_DOWN = "Ray was shut down"
 
 # Ray tells of the end of an actor that was killed within some ms, unless its node, or the cluster, is gone.
 _END_SECONDS = 3.0
+
+# Who looks at an actor has its answer within some ms.
+_SILENT_SECONDS = 1.0
 
 _PHASES = {
     FrameKind.BUILD: Phase.BUILD,
@@ -60,6 +65,7 @@ class RayWorker:
         index: Which of the vector's workers.
         env_ids: Its envs.
         actor: The handle of an `aiovec.worker.ray_actor.EnvActor`, just created; Ray may have no place for it yet.
+        is_ray_there: Whether there is a Ray: without one, a call would start, or join, another.
         kill: Ends an actor.
         told: What to call.
     """
@@ -70,6 +76,7 @@ class RayWorker:
         index: int,
         env_ids: range,
         actor: Any,
+        is_ray_there: Callable[[], bool],
         kill: Callable[[Any], None],
         told: Told,
     ) -> None:
@@ -82,6 +89,7 @@ class RayWorker:
         self.is_condemned: bool = False
         self._loop = loop
         self._actor = actor
+        self._is_ray_there = is_ray_there
         self._kill = kill
         self._replied, self._resume, self._died = told
         self._exchange = actor.exchange.remote
@@ -99,11 +107,11 @@ class RayWorker:
         self._doing: Sequence[Doing] = ()
         self._last_kind: int = FrameKind.BUILD
         self._num_looks = 0
-        self._is_looking = False
+        self._looking_since: float | None = None
         self._stack = ""
         self._verdict: EnvTimeoutError | None = None
-        self._listen(actor.about.options(concurrency_group="look").remote(), self._began)
-        self._listen(actor.until_end.options(concurrency_group="until_end").remote(), self._failed)
+        self._call(actor.about.options(concurrency_group="look").remote, self._began)
+        self._call(actor.until_end.options(concurrency_group="until_end").remote, self._failed)
 
     def __repr__(self) -> str:
         return f"<RayWorker {self.index} pid={self.pid} alive={self.alive} {self._place}>"
@@ -147,18 +155,22 @@ class RayWorker:
 
     def _call(self, function: Callable[..., Any], returned: Callable[[Future[Any]], None], *arguments: Any) -> None:
         try:
+            if not self._is_ray_there():
+                raise RuntimeError(SHUT_DOWN)
             reference = function(*arguments)
-        except Exception as error:  # noqa: BLE001  Ray was shut down: the worker is lost, which its owner is told by the loop
-            self._loop.call_soon(self._lose, error)
+        except Exception as error:  # noqa: BLE001  whatever Ray says: the worker is lost, which its owner is told by the loop
+            self._loop.call_soon(self.lose, error)
         else:
             self._listen(reference, returned)
 
     async def _call_with_much(self, ask: Any) -> None:
         """Where Ray's object store has to take it, which may have to make room first."""
         try:
+            if not self._is_ray_there():
+                raise RuntimeError(SHUT_DOWN)
             reference = await in_thread(self._exchange, ask)
         except Exception as error:  # noqa: BLE001  whatever Ray says: the worker is lost, which its owner is told
-            self._lose(error)
+            self.lose(error)
         else:
             self._listen(reference, self._returned)
 
@@ -186,7 +198,7 @@ class RayWorker:
         if self.ended.is_set():
             return
         if (error := future.exception()) is not None:
-            self._lose(error)
+            self.lose(error)
             return
         number, came, self._times = opened(future.result())
         self._num_waiting -= 1
@@ -210,7 +222,7 @@ class RayWorker:
             self._place = f"on Ray node {node_id[:12]} at {address}, actor {actor_id[:12]}"
 
     def _failed(self, future: Future[Any]) -> None:
-        self._lose(future.exception() or RuntimeError("the actor has ended"))
+        self.lose(future.exception() or RuntimeError("the actor has ended"))
 
     # ---- its end
 
@@ -230,7 +242,7 @@ class RayWorker:
         self._kill(self._actor)
         self.ended.set()
 
-    def _lose(self, error: BaseException) -> None:
+    def lose(self, error: BaseException) -> None:
         """The actor is gone, or of no use any more: a call of it will not come back."""
         if self.ended.is_set():
             return
@@ -261,24 +273,25 @@ class RayWorker:
     def look(self) -> None:
         if not self.alive or not self.pid:
             return
-        if self._is_looking:
-            # Since the last time it has not answered: it is stopped, or in C code that keeps Python's lock, or cut off.
-            # So it counts as being in a call of each of its envs until it does.
+        now = self._loop.time()
+        if self._looking_since is None:
+            self._looking_since = now
+            self._num_looks += 1
+            self._call(self._look, self._looked, False)
+        elif now - self._looking_since > _SILENT_SECONDS:
+            # It is stopped, or in C code that keeps Python's lock, or cut off. Until it answers it counts as being in a
+            # call of each of its envs.
             phase = _PHASES.get(FrameKind(self._last_kind), Phase.STEP)
             self._doing = [Doing(row, phase, self._num_looks, 0) for row in range(len(self.env_ids))]
-        else:
-            self._is_looking = True
-            self._num_looks += 1
-            self._listen(self._look(False), self._looked)
 
     def _looked(self, future: Future[Any]) -> None:
-        self._is_looking = False
+        self._looking_since = None
         if future.exception() is None:
             self._doing = [Doing(row, Phase(phase), number, lane) for row, phase, number, lane in future.result().doing]
 
     def ask_stack(self) -> None:
         self._stack = ""
-        self._listen(self._look(True), self._stack_came)
+        self._call(self._look, self._stack_came, True)
 
     def _stack_came(self, future: Future[Any]) -> None:
         if future.exception() is None:
@@ -295,4 +308,4 @@ class RayWorker:
     def kill_as(self, verdict: EnvTimeoutError) -> None:
         self._verdict = verdict
         self._kill(self._actor)
-        self._loop.call_later(_END_SECONDS, self._lose, verdict)
+        self._loop.call_later(_END_SECONDS, self.lose, verdict)

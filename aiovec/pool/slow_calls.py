@@ -71,4 +71,4 @@ def _look_at_all() -> None:
                 told.add(seq)
                 _logger.warning("%s", pending)
         if calls:
-            pool.loop.call_soon_threadsafe(int)  # that does nothing
+            pool.loop.call_soon_threadsafe(pool.look)

@@ -112,10 +112,31 @@ async def check_afterwards(envs: AsyncVectorEnv, lost: tuple[int, ...]) -> None:
     assert await envs.get_attr("steps") == (3,) * NUM_ENVS
 
 
+def may_be_heard_of(death: str, on_ray: bool) -> None:
+    """Ray hears of an actor's end by its sockets alone."""
+    if on_ray and death == "a child holds the socket":
+        pytest.skip("Ray does not hear of the end of an actor whose child holds its sockets")
+
+
+def check_of_an_actor(error: WorkerDied) -> None:
+    """It takes with it in which env it was, and Ray does not tell its exit code; but where it was, and what Ray knows."""
+    assert (error.env_index, error.exitcode, error.stack) == (None, None, "")
+    assert "Ray node" in error.place
+    assert "worker process has died" in error.cause
+    assert error.cause in str(error)
+
+
+async def not_running(pid: int) -> None:
+    """Ray ends a process soon, not at once."""
+    while is_running(pid):
+        await asyncio.sleep(0.005)
+
+
 @pytest.mark.parametrize(("death", "moment", "num_workers"), TABLE)
-async def test_a_worker_that_ends(death: str, moment: str, num_workers: int) -> None:
+async def test_a_worker_that_ends(death: str, moment: str, num_workers: int, on_ray: bool) -> None:
     """The awaiting task has the whole story at once; a reset builds the lost envs anew."""
     ending, exitcode = DEATHS[death]
+    may_be_heard_of(death, on_ray)
     async with asyncio.timeout(BOUND_SECONDS), vector(ending, moment, num_workers) as envs:
         await envs.reset()
         worker = mortal_worker(envs)
@@ -123,17 +144,21 @@ async def test_a_worker_that_ends(death: str, moment: str, num_workers: int) -> 
         with pytest.raises(WorkerDied) as caught:
             await CALLS[moment](envs, [1] * NUM_ENVS)
         error = caught.value
-        assert (error.env_ids, error.env_index, error.pid, error.exitcode) == (lost, MORTAL, worker.pid, exitcode)
-        assert error.command == moment
+        assert (error.env_ids, error.pid, error.command) == (lost, worker.pid, moment)
         assert [failure.env_index for failure in failures(error)] == list(lost)
-        assert (f"inside env {MORTAL}" in str(error)) is (len(lost) > 1)
-        assert ("fault_envs.py" in error.stack) is (death == "segfault")
-        assert not is_running(worker.pid)
+        if on_ray:
+            check_of_an_actor(error)
+            await not_running(worker.pid)
+        else:
+            assert (error.env_index, error.exitcode) == (MORTAL, exitcode)
+            assert (f"inside env {MORTAL}" in str(error)) is (len(lost) > 1)
+            assert ("fault_envs.py" in error.stack) is (death == "segfault")
+            assert not is_running(worker.pid)
         await check_afterwards(envs, lost)
 
 
 @pytest.mark.parametrize(("stuck", "moment", "num_workers"), STUCK_TABLE)
-async def test_a_stuck_env(stuck: str, moment: str, num_workers: int) -> None:
+async def test_a_stuck_env(stuck: str, moment: str, num_workers: int, on_ray: bool) -> None:
     """It is named, with the worker's stack of that moment; its worker is ended, the others go on."""
     async with (
         asyncio.timeout(BOUND_SECONDS),
@@ -142,16 +167,21 @@ async def test_a_stuck_env(stuck: str, moment: str, num_workers: int) -> None:
         await envs.reset()
         worker = mortal_worker(envs)
         lost = tuple(worker.env_ids)
-        with pytest.raises(EnvTimeoutError, match=f"env {MORTAL} did not end .* within 0.6 s") as caught:
+        # An actor that is in C, or stopped, does not say in which env it is.
+        is_silent = on_ray and stuck != "python"
+        late = lost if is_silent else (MORTAL,)
+        with pytest.raises(EnvTimeoutError, match=r"envs? .* did not end .* within 0.6 s") as caught:
             await CALLS[moment](envs, [1] * NUM_ENVS)
         error = caught.value
-        assert (error.env_ids, error.lost_env_ids, error.pid) == ((MORTAL,), lost, worker.pid)
+        assert (error.env_ids, error.lost_env_ids, error.pid) == (late, lost, worker.pid)
         assert error.seconds == STEP_TIMEOUT
         assert error.command == (moment if moment in ("step", "reset") else "call")
         assert [failure.env_index for failure in failures(error)] == list(lost)
-        assert "fault_envs.py" in error.stack
-        assert "fault_envs.py" in str(error)
+        assert ("fault_envs.py" in error.stack) is not is_silent
+        assert error.stack in str(error)
         assert "aiovec/worker" not in error.stack
+        if on_ray:
+            await not_running(worker.pid)
         assert not is_running(worker.pid)
         await check_afterwards(envs, lost)
 
@@ -168,8 +198,9 @@ async def test_close_ends_with_a_worker_that_does_not(ending: str, num_workers: 
 
 @pytest.mark.parametrize("on_failure", ["raise", "restart"])
 @pytest.mark.parametrize("ending", [*DEATHS, *STUCK])
-async def test_the_start_of_a_worker_that_ends(ending: str, on_failure: Any) -> None:
+async def test_the_start_of_a_worker_that_ends(ending: str, on_failure: Any, on_ray: bool) -> None:
     """Nothing is left of the start; what is stuck is told with its stack."""
+    may_be_heard_of(ending, on_ray)
     end = DEATHS[ending][0] if ending in DEATHS else STUCK[ending]
     env_fns = [functools.partial(Mortal, end, "init" if index == 1 else "never", offset=index) for index in range(2)]
     start_timeout = BOUND_SECONDS if ending in DEATHS else START_TIMEOUT
@@ -181,17 +212,20 @@ async def test_the_start_of_a_worker_that_ends(ending: str, on_failure: Any) -> 
             with pytest.raises(WorkerDied, match="during build") as died:
                 await envs
             assert died.value.env_ids == (1,)
-            assert died.value.exitcode == DEATHS[ending][1]
+            if on_ray:
+                check_of_an_actor(died.value)
+            else:
+                assert died.value.exitcode == DEATHS[ending][1]
             assert "reset" not in str(died.value)
         else:
             with pytest.raises(EnvTimeoutError, match="env 1 did not end build within 4 s") as late:
                 await envs
-            assert "fault_envs.py" in late.value.stack
+            assert ("fault_envs.py" in late.value.stack) is not (on_ray and ending != "python")
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("abandoned", [False, True], ids=["idle", "owed"])
-async def test_a_worker_that_ends_while_nobody_waits(abandoned: bool, num_workers: int) -> None:
+async def test_a_worker_that_ends_while_nobody_waits(abandoned: bool, num_workers: int, on_ray: bool) -> None:
     """The next step says it, once; a reset does not need to."""
     async with asyncio.timeout(BOUND_SECONDS), vector(stop, "step", num_workers) as envs:
         for told in (True, False):
@@ -205,7 +239,7 @@ async def test_a_worker_that_ends_while_nobody_waits(abandoned: bool, num_worker
             os.kill(worker.pid, signal.SIGKILL)
             await worker.ended.wait()
             if told:
-                with pytest.raises(WorkerDied, match="was killed by SIGKILL"):
+                with pytest.raises(WorkerDied, match="died" if on_ray else "was killed by SIGKILL"):
                     await envs.step([0] * NUM_ENVS)
                 await check_afterwards(envs, tuple(worker.env_ids))
             else:
@@ -287,7 +321,7 @@ async def test_an_env_that_cannot_be_built_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["SIGKILL", "C"])
-async def test_a_new_worker_that_ends_too(ending: str, tmp_path: Path) -> None:
+async def test_a_new_worker_that_ends_too(ending: str, tmp_path: Path, on_ray: bool) -> None:
     """The reset says so, and the next one tries again."""
     armed = tmp_path / "armed"
     end = DEATHS[ending][0] if ending in DEATHS else STUCK[ending]
@@ -304,8 +338,8 @@ async def test_a_new_worker_that_ends_too(ending: str, tmp_path: Path) -> None:
             with pytest.raises((WorkerDied, EnvTimeoutError)) as caught:
                 await envs.reset(env_ids=[2, 3])
             if isinstance(caught.value, EnvTimeoutError):
-                assert (caught.value.env_ids, caught.value.command) == ((2,), "build")
-                assert "fault_envs.py" in caught.value.stack
+                assert (caught.value.env_ids, caught.value.command) == ((2, 3) if on_ray else (2,), "build")
+                assert ("fault_envs.py" in caught.value.stack) is not on_ray
             else:
                 assert (caught.value.env_ids, caught.value.command) == ((2, 3), "reset")
         armed.unlink()
@@ -347,6 +381,7 @@ async def test_a_cancelled_reset_that_starts_a_worker(gate: Gate) -> None:
         np.testing.assert_array_equal(observations[:, 1], [3, 3, 2, 2])
 
 
+@pytest.mark.not_on_ray("an actor that is killed ends soon, not at once")
 async def test_close_while_a_worker_is_replaced(gate: Gate) -> None:
     """The new worker is ended, too."""
     async with asyncio.timeout(BOUND_SECONDS), built_at_the_gate(gate, close_grace=0.3) as envs:
@@ -358,6 +393,7 @@ async def test_close_while_a_worker_is_replaced(gate: Gate) -> None:
         assert isinstance(reset.exception(), (ClosedEnvironmentError, type(None)))  # it may have ended in time
 
 
+@pytest.mark.not_on_ray("it takes descriptors from Ray, too")
 async def test_no_worker_for_lack_of_descriptors() -> None:
     """A clear error, with nothing changed: later there may be some."""
     async with asyncio.timeout(BOUND_SECONDS), vector(stop, "never", 2) as envs:

@@ -498,6 +498,7 @@ async def test_an_env_that_fails_too_often_ends_the_rollout(tmp_path: Path) -> N
 # ---- memory
 
 
+@pytest.mark.not_on_ray("no memory is shared")
 async def test_no_memory_for_another_lent_batch_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
     """Then batches are copied, which is said once."""
     import resource

@@ -177,6 +177,69 @@ async def test_no_place_in_the_cluster() -> None:
                 pass
 
 
+@pytest.mark.usefixtures("callers_ray")
+async def test_ray_is_shut_down() -> None:
+    """All workers are lost, and no other Ray is started, or joined, for new ones."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        async with AsyncVectorEnv([Sleeper] * 2, num_workers=2, context="ray") as envs:
+            await envs.reset()
+            await asyncio.to_thread(ray.shutdown)
+            with pytest.raises(WorkerDied):
+                await envs.step([0, 0])
+            with pytest.raises(WorkerStartError, match="Ray was shut down"):
+                await envs.reset()
+            assert not ray.is_initialized()
+
+
+class Large(Sleeper):
+    """Its observation goes through the object store."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2_000_000,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """8 MB."""
+        super().reset(seed=seed)
+        return np.zeros(2_000_000, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """8 MB."""
+        return np.ones(2_000_000, np.float32), *super().step(action)[1:]
+
+
+@pytest.fixture
+def a_ray_of_little_memory() -> Iterator[None]:
+    """For objects; nor does Ray put them on a disk, for which it thinks that it is full."""
+    init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=80_000_000,  # not less than Ray takes
+        _system_config={"local_fs_capacity_threshold": 0.01},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("a_ray_of_little_memory")
+async def test_a_full_object_store() -> None:
+    """A worker whose rows find no place is lost, and Ray says why; with room again, all goes on."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        async with AsyncVectorEnv([Large] * 2, num_workers=2, context="ray") as envs:
+            await envs.reset()
+            assert (await envs.step([0, 0]))[0].mean() == 1
+            held: list[Any] = []
+            with pytest.raises(ray.exceptions.OutOfDiskError):
+                while True:
+                    held.append(await asyncio.to_thread(ray.put, np.zeros(4_000_000, np.uint8)))
+            with pytest.raises(WorkerDied) as caught:
+                while True:
+                    await envs.step([0, 0])
+            assert "Ray node" in caught.value.place
+            assert "object store is full" in caught.value.cause
+            held.clear()
+            await reset_until_there(envs)
+            assert (await envs.step([0, 0]))[0].mean() == 1
+
+
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """Three nodes on this machine, the first of which has no place for workers. Ray sets a signal's handler here."""
@@ -223,3 +286,25 @@ async def test_a_node_that_is_killed(on_failure: Any, cluster: Any) -> None:
                 assert told.sum() == 1
             assert (await envs.step([0, 0]))[1].tolist() == [1.0, 1.0]
             assert len(set(await envs.call("node"))) == 1
+
+
+@pytest.fixture
+def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time for which a head may be gone, for Ray and for us."""
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "24")
+
+
+@pytest.mark.usefixtures("soon_given_up", "cluster")
+async def test_a_cluster_that_goes_away(cluster: Any) -> None:
+    """It is told before Ray ends the program, which `ray.shutdown()` prevents."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        async with AsyncVectorEnv([Sleeper] * 2, num_workers=2, context="ray") as envs:
+            await envs.reset()
+            cluster.head_node.kill_gcs_server()
+            with pytest.raises(WorkerDied, match=r"head of the cluster, .* has not answered for 1\d s") as caught:
+                while True:
+                    await envs.step([0, 0])
+            assert "Ray node" in caught.value.place
+            with pytest.raises(WorkerStartError, match="has not answered"):
+                await envs.reset()
+        await asyncio.to_thread(ray.shutdown)
