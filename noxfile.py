@@ -100,8 +100,12 @@ def ray(session: nox.Session) -> None:
     """Workers on Ray, where it can be installed: their own tests, and a sample of those of all workers."""
     _install(session, "test", extras="[wrappers]")
     session.install("--quiet", "ray>=2.60", success_codes=[0, 1])
-    session.run("pytest", "tests/ray", *session.posargs, env=_isolated())
-    session.run("pytest", "--ray", "--sample=60", "tests/conformance", *session.posargs, env=_isolated())
+    for chosen in (
+        ["tests/ray", "tests/unit/test_ray_actor.py"],
+        ["tests/examples/test_readme.py", "-k=Ray"],
+        ["--ray", "--sample=60", "tests/conformance", "tests/faults"],
+    ):
+        session.run("pytest", *chosen, *session.posargs, env=_isolated())
 
 
 @nox.session

@@ -34,6 +34,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from aiovec.exchange.ray_messages import opened
+
 ON_RAY = {"context": "ray", "worker_options": {"num_cpus": 0}}
 JSON = Path(__file__).parents[2] / "docs" / "ray.json"
 
@@ -170,7 +172,7 @@ def sizes(env_fn: Callable[[], gym.Env[Any, Any]], num_envs: int) -> Sizes:
     with closing({"Ray": ours}):
         ours.run(2)
         request, reply = seen["request"], seen["reply"]
-    return Sizes(pickled(request), in_arrays(request), pickled(reply), in_arrays(reply))
+    return Sizes(pickled(request), in_arrays(opened(request)), pickled(reply), in_arrays(opened(reply)))
 
 
 def pickled(value: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib.util
 import inspect
 import re
 import subprocess
@@ -37,8 +38,20 @@ def line_of(block: re.Match[str]) -> int:
     return README.count("\n", 0, block.start()) + 2
 
 
+def is_on_ray(block: re.Match[str]) -> bool:
+    """Whether it needs Ray: nox has a session for all that does."""
+    return 'context="ray"' in block[2]
+
+
+def case_of(block: re.Match[str]) -> Any:
+    """A block as a test."""
+    needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+    ray = [needs_ray] if is_on_ray(block) else []
+    return pytest.param(block, id=f"line {line_of(block)}{' on Ray' * len(ray)}", marks=ray)
+
+
 @pytest.mark.blocks_loop  # by pictures that are drawn, and whatever a user's own code does
-@pytest.mark.parametrize("block", CODE, ids=[f"line {line_of(block)}" for block in CODE])
+@pytest.mark.parametrize("block", [case_of(block) for block in CODE])
 def test_code_runs(block: re.Match[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the names that the README says are there; where it awaits, in an event loop."""
     monkeypatch.chdir(tmp_path)

@@ -548,6 +548,7 @@ async def test_start_from_another_loop_while_it_starts(tmp_path: Any, gate: Gate
         await envs.close()
 
 
+@pytest.mark.not_on_ray("an actor that is killed ends soon, not at once")
 async def test_a_second_start_is_the_same_vector(tmp_path: Any) -> None:
     """`await` inside `async with`, and twice: no env is built again, no worker is lost."""
     log = str(tmp_path / "log")

@@ -226,7 +226,8 @@ async def test_a_success_clears_the_budget(tmp_path: Path) -> None:
 @pytest.mark.parametrize("failure", ["raise", "SIGKILL"])
 async def test_a_cancelled_step_in_which_an_env_fails(failure: str, tmp_path: Path) -> None:
     """It goes on, and a reset discards what it says."""
-    async with asyncio.timeout(BOUND_SECONDS), vector(failure, tmp_path, AutoresetMode.SAME_STEP, 2) as envs:
+    bound = 3 * BOUND_SECONDS  # six workers are started, which takes Ray a second each
+    async with asyncio.timeout(bound), vector(failure, tmp_path, AutoresetMode.SAME_STEP, 2) as envs:
         await envs.reset()
         for turns in range(6):
             step = asyncio.create_task(envs.step(ACTIONS))
