@@ -102,7 +102,6 @@ def ray(session: nox.Session) -> None:
     session.install("--quiet", "ray>=2.60", success_codes=[0, 1])
     for chosen in (
         ["tests/ray", "tests/unit/test_ray_actor.py"],
-        ["tests/examples/test_readme.py", "-k=Ray"],
         ["--ray", "--sample=60", "tests/conformance", "tests/faults"],
     ):
         session.run("pytest", *chosen, *session.posargs, env=_isolated())

@@ -1,28 +1,17 @@
-"""Every piece of code in the README runs, and every command in it is there."""
+"""Every piece of code in the README runs, and every command in it is there; for those on Ray see `tests/ray`."""
 
 from __future__ import annotations
 
-import ast
-import asyncio
-import importlib.util
-import inspect
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import pytest
+from readme_code import BLOCKS, README, ROOT, line_of, python_blocks, run_block
 
-import aiovec
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = list(re.finditer(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
-CODE = [block for block in BLOCKS if block[1] == "python"]
+CODE = python_blocks(on_ray=False)
 COMMANDS = [
     line.removeprefix("$ ").partition("  #")[0].strip()
     for block in BLOCKS
@@ -30,52 +19,14 @@ COMMANDS = [
     for line in block[2].splitlines()
     if line.startswith("$ ")
 ]
-NUM_ENVS = 8
-
-
-def line_of(block: re.Match[str]) -> int:
-    """Where in the README a block begins."""
-    return README.count("\n", 0, block.start()) + 2
-
-
-def is_on_ray(block: re.Match[str]) -> bool:
-    """Whether it needs Ray: nox has a session for all that does."""
-    return 'context="ray"' in block[2]
-
-
-def case_of(block: re.Match[str]) -> Any:
-    """A block as a test."""
-    needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-    ray = [needs_ray] if is_on_ray(block) else []
-    return pytest.param(block, id=f"line {line_of(block)}{' on Ray' * len(ray)}", marks=ray)
 
 
 @pytest.mark.blocks_loop  # by pictures that are drawn, and whatever a user's own code does
-@pytest.mark.parametrize("block", [case_of(block) for block in CODE])
+@pytest.mark.parametrize("block", CODE, ids=[f"line {line_of(block)}" for block in CODE])
 def test_code_runs(block: re.Match[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the names that the README says are there; where it awaits, in an event loop."""
+    """As it stands there."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"aiovec": aiovec, "asyncio": asyncio, "gym": gym, "np": np, "__name__": "readme"}
-    code = compile(
-        "\n" * (line_of(block) - 1) + block[2], str(ROOT / "README.md"), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    )
-    if code.co_flags & inspect.CO_COROUTINE:
-        asyncio.run(awaited(code, names))
-    else:
-        exec(code, names)  # noqa: S102
-
-
-async def awaited(code: Any, names: dict[str, Any]) -> None:
-    """Runs a block beside a vector that was started and reset, if it uses one."""
-    async with aiovec.make_vec("CartPole-v1", num_envs=NUM_ENVS, vector_kwargs={"num_workers": 2}) as envs:
-        await envs.reset(seed=1)
-        names |= {"envs": envs, "actions": np.zeros(NUM_ENVS, np.int64), "policy": policy}
-        await eval(code, names)  # noqa: S307
-
-
-def policy(observations: Any) -> Any:
-    """A batch of actions, whatever the batch."""
-    return (np.asarray(observations)[:, 2] > 0).astype(np.int64)
+    run_block(block)
 
 
 def test_there_is_code() -> None:
