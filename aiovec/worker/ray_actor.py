@@ -156,4 +156,5 @@ def _stack_of_envs() -> str:
     with tempfile.TemporaryFile() as dumped:
         faulthandler.dump_traceback(dumped)
         dumped.seek(0)
-        return readable_stack(dumped.read().decode(errors="replace"))
+        threads = dumped.read().decode(errors="replace").split("\n\n")
+    return readable_stack("\n\n".join(thread for thread in threads if "/aiovec/worker/" in thread))

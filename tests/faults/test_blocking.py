@@ -377,6 +377,7 @@ def test_a_fork_of_the_program_does_not_touch_the_vector(tmp_path: Path) -> None
     assert (ended.stdout, ended.stderr, ended.returncode) == ("4.0\n", "", 0)
 
 
+@pytest.mark.not_on_ray("it is about how local workers are sent a request")
 @pytest.mark.parametrize("again", ["step_wait", "reset"])
 def test_ctrl_c_while_a_request_is_sent(monkeypatch: pytest.MonkeyPatch, again: str) -> None:
     """It comes through once all workers have theirs: the step goes on, as after one in the middle of the wait."""
@@ -404,6 +405,7 @@ def test_ctrl_c_while_a_request_is_sent(monkeypatch: pytest.MonkeyPatch, again: 
     envs.close()
 
 
+@pytest.mark.not_on_ray("it is about how local workers are sent a request")
 def test_a_second_ctrl_c_leaves_pythons_own_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is raised where it comes; the one after that, too, is heard."""
     envs = blocking([Counter] * 2)

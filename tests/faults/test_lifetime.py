@@ -798,7 +798,8 @@ async def test_both_workers_die_in_one_step(on_ray: bool) -> None:
                 await envs.step([1, 1])
             for pid in pids:
                 await noticed(pid)
-            with pytest.raises((ResetNeeded, WorkerDied)):
+            # Ray may tell of the second one later.
+            with pytest.raises((ResetNeeded, WorkerDied, *[AlreadyPendingCallError] * on_ray)):
                 await envs.step([0, 0])
         with pytest.raises(ClosedEnvironmentError):
             await envs.step([0, 0])

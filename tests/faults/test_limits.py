@@ -38,6 +38,7 @@ def descriptors_up_to(number: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.not_on_ray("Ray's own descriptors come and go")
 async def test_a_start_without_enough_descriptors() -> None:
     """Wherever they run out, it is said and nothing is left; the same vector starts once there are enough."""
     envs = AsyncVectorEnv([Counter, Counter], num_workers=2)
@@ -122,6 +123,7 @@ def killed_in(group: Path) -> int:
     return int(dict(line.split() for line in told.read_text().splitlines())["oom_kill"])
 
 
+@pytest.mark.not_on_ray("Ray does not tell how a process has ended")
 async def test_a_worker_that_the_kernel_ends_for_want_of_memory(control_group: Path) -> None:
     """A death as any other, with the reason in its text; the new worker is not in that control group."""
     env_fns = [functools.partial(Mortal, use_up_memory, "step", offset=index) for index in range(4)]
@@ -177,6 +179,7 @@ def resident_nbytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.not_on_ray("Ray's own descriptors come and go")
 async def test_two_hundred_cycles_in_one_process() -> None:
     """No descriptor more, and no memory that grows with them."""
 

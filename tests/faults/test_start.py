@@ -60,6 +60,7 @@ async def test_exactly_num_envs_constructions_in_contiguous_rows(
         assert len(constructions(log)) == 5
 
 
+@pytest.mark.not_on_ray("it is about local processes")
 @pytest.mark.parametrize("context", CONTEXTS)
 async def test_every_way_to_start_workers(context: Any, tmp_path: Path) -> None:
     """Not in the parent, with the parent's pid as their parent's or the fork server's, gone after close."""
@@ -108,6 +109,7 @@ async def test_the_loop_goes_on_during_start_and_close() -> None:
     assert max(gaps) < 0.5  # a blocked loop would show a whole second
 
 
+@pytest.mark.not_on_ray("an actor that is killed ends soon, not at once")
 async def test_a_start_that_takes_too_long(gate: Gate) -> None:
     """The envs that were not built are named; nothing is left, and a later start may do."""
     env_fns = [functools.partial(Gated, gate.key, at="init" if index == 1 else "never") for index in range(3)]
@@ -132,6 +134,7 @@ def open_files() -> list[str]:
     return sorted(files)
 
 
+@pytest.mark.not_on_ray("Ray's own descriptors come and go")
 async def test_twenty_cycles_leave_no_descriptor_although_the_vectors_are_kept(tmp_path: Path) -> None:
     """What is closed is freed then, not when Python forgets it."""
     log = tmp_path / "log"
@@ -149,7 +152,7 @@ async def test_twenty_cycles_leave_no_descriptor_although_the_vectors_are_kept(t
     assert not any(is_running(pid) for pid, _ in built)
 
 
-async def test_many_vectors_at_once(tmp_path: Path) -> None:
+async def test_many_vectors_at_once(tmp_path: Path, on_ray: bool) -> None:
     """Started side by side in one loop, closed in another order: nobody holds another's ends."""
     log = tmp_path / "log"
     contexts = [None, "fork", None, "spawn", "fork"]
@@ -159,7 +162,7 @@ async def test_many_vectors_at_once(tmp_path: Path) -> None:
         for envs in (vectors[2], vectors[0], vectors[4], vectors[1], vectors[3]):
             pids = await envs.get_attr("pid")
             await envs.close()
-            assert not is_running(pids[0])
+            assert on_ray or not is_running(pids[0])  # an actor ends soon, not at once
             for other in vectors:
                 if not other.closed:
                     await other.step([0])
