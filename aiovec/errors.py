@@ -325,6 +325,7 @@ class EnvTimeoutError(AiovecError, TimeoutError):
         command: What they were doing.
         seconds: The limit: of one env's own call, or of the start.
         pid: The worker's process id; `None` if there were several.
+        place: On a Ray cluster: the worker's node and its actor. Empty on this machine.
         stack: The worker's Python stack of that moment, innermost call first; empty if it had none yet.
     """
 
@@ -336,6 +337,7 @@ class EnvTimeoutError(AiovecError, TimeoutError):
         *,
         lost_env_ids: Sequence[int] = (),
         pid: int | None = None,
+        place: str = "",
         stack: str = "",
         is_rebuilt: bool = False,
     ) -> None:
@@ -344,11 +346,12 @@ class EnvTimeoutError(AiovecError, TimeoutError):
         self.command = command
         self.seconds = seconds
         self.pid = pid
+        self.place = place
         self.stack = stack
         text = f"{name_envs(env_ids)} did not end {command} within {seconds:g} s"
         if lost_env_ids:
             advice = _REBUILT if is_rebuilt else _how_to_rebuild(lost_env_ids)
-            text += f"; the worker (pid {pid}) was killed. {advice}"
+            text += f"; the worker (pid {pid}{f', {place}' if place else ''}) was killed. {advice}"
         super().__init__(text + _stack_text(stack))
 
     def during(self, _command: str | None, *, is_rebuilt: bool = False) -> EnvTimeoutError:
@@ -359,6 +362,7 @@ class EnvTimeoutError(AiovecError, TimeoutError):
             self.seconds,
             lost_env_ids=self.lost_env_ids,
             pid=self.pid,
+            place=self.place,
             stack=self.stack,
             is_rebuilt=is_rebuilt,
         )

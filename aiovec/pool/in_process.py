@@ -55,6 +55,7 @@ class InProcessWorker:
         self.index = 0
         self.env_ids = env_ids
         self.pid: int = os.getpid()
+        self.place: str = ""
         self.alive: bool = True
         self.is_condemned: bool = False
         self.exitcode: int | None = None

@@ -39,6 +39,7 @@ class LocalWorker:
         self.index = index
         self.env_ids = env_ids
         self.pid: int = process.pid
+        self.place: str = ""
         self.alive: bool = True
         self.ended: asyncio.Event = asyncio.Event()
         self.is_condemned: bool = False

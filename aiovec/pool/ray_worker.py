@@ -83,6 +83,7 @@ class RayWorker:
         self.index = index
         self.env_ids = env_ids
         self.pid: int = 0
+        self.place: str = "on Ray, not begun"
         self.alive: bool = True
         self.exitcode: int | None = None
         self.ended: asyncio.Event = asyncio.Event()
@@ -102,7 +103,6 @@ class RayWorker:
         self._num_due = 0  # replies that are to come
         self._told: InOrder[Sequence[tuple[int, bytes, Sequence[Any]]]] = InOrder()
         self._close_seq = -1
-        self._place = "on Ray, not begun"
         self._times: Sequence[float] = ()
         self._doing: Sequence[Doing] = ()
         self._last_kind: int = FrameKind.BUILD
@@ -114,7 +114,7 @@ class RayWorker:
         self._call(actor.until_end.options(concurrency_group="until_end").remote, self._failed)
 
     def __repr__(self) -> str:
-        return f"<RayWorker {self.index} pid={self.pid} alive={self.alive} {self._place}>"
+        return f"<RayWorker {self.index} pid={self.pid} alive={self.alive} {self.place}>"
 
     # ---- requests
 
@@ -219,7 +219,7 @@ class RayWorker:
     def _began(self, future: Future[Any]) -> None:
         if future.exception() is None:
             self.pid, node_id, address, actor_id = future.result()
-            self._place = f"on Ray node {node_id[:12]} at {address}, actor {actor_id[:12]}"
+            self.place = f"on Ray node {node_id[:12]} at {address}, actor {actor_id[:12]}"
 
     def _failed(self, future: Future[Any]) -> None:
         self.lose(future.exception() or RuntimeError("the actor has ended"))
@@ -258,7 +258,7 @@ class RayWorker:
             "", str(getattr(error, "cause", None) or error)
         )  # what a call has raised is another's cause
         cause = "\n".join(line.strip() for line in told.splitlines() if line.strip()) or type(error).__name__
-        return WorkerDied(self.env_ids, self.pid, None, None, "", place=self._place, cause=cause)
+        return WorkerDied(self.env_ids, self.pid, None, None, "", place=self.place, cause=cause)
 
     # ---- what it does
 

@@ -141,9 +141,9 @@ def end_stuck(
             return
         now = worker.stack_nbytes
         if not has_begun or (now > 0 and now == written) or loop.time() > deadline:
-            stack = worker.stack
+            lost, pid, place, stack = worker.env_ids, worker.pid, worker.place, worker.stack
             worker.kill_as(
-                EnvTimeoutError(late, command, seconds, lost_env_ids=worker.env_ids, pid=worker.pid, stack=stack)
+                EnvTimeoutError(late, command, seconds, lost_env_ids=lost, pid=pid, place=place, stack=stack)
             )
         else:
             loop.call_later(_STACK_INTERVAL_SECONDS, kill_when_written, now)

@@ -43,6 +43,7 @@ class Worker(Protocol):
         index: Which of the vector's workers.
         env_ids: Its envs.
         pid: Its process; 0 as long as that is not known.
+        place: On a Ray cluster: its node and its actor. Empty on this machine.
         alive: Whether it has not ended, and nobody has ended it.
         exitcode: As in `multiprocessing.Process.exitcode`, where there is one.
         ended: Set when it has.
@@ -52,6 +53,7 @@ class Worker(Protocol):
     index: int
     env_ids: range
     pid: int
+    place: str
     alive: bool
     exitcode: int | None
     ended: asyncio.Event

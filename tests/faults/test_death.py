@@ -179,6 +179,7 @@ async def test_a_stuck_env(stuck: str, moment: str, num_workers: int, on_ray: bo
         assert [failure.env_index for failure in failures(error)] == list(lost)
         assert ("fault_envs.py" in error.stack) is not is_silent
         assert error.stack in str(error)
+        assert ("Ray node" in error.place) is on_ray
         assert "aiovec/worker" not in error.stack
         if on_ray:
             await not_running(worker.pid)
