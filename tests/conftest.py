@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Takes the sample: of each test at least one case, the same each time, and not always the first."""
+    """Takes the sample: of each test at least one case, the same each time, and not always the first. On Ray: no others."""
     for item in items if config.getoption("--ray") else ():
         if (local := item.get_closest_marker("not_on_ray")) is not None:
             item.add_marker(pytest.mark.skip(reason=local.args[0]))
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     chosen: set[pytest.Item] = set()
     for test, of_test in cases.items():
-        if of_test[0].get_closest_marker("every_python") is not None:
+        if of_test[0].get_closest_marker("every_python") is not None and not config.getoption("--ray"):
             chosen.update(of_test)
         else:
             chosen.update(of_test[zlib.crc32(test.encode()) % min(every, len(of_test)) :: every])
