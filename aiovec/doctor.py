@@ -25,7 +25,8 @@ import gymnasium as gym
 import numpy as np
 
 import aiovec
-from aiovec.pool.cpus import usable_cpus
+from aiovec.pool.cgroups import cgroup_folders, cpu_quota, read_file
+from aiovec.pool.cpus import allowed_cpus, usable_cpus
 from aiovec.vector_env import AsyncVectorEnv
 
 __all__ = ["Finding", "examine", "package_versions"]
@@ -99,7 +100,7 @@ def container(root: Path, environ: Mapping[str, str]) -> Finding:
         ("Podman", (root / "run/.containerenv").exists()),
         ("Kubernetes", "KUBERNETES_SERVICE_HOST" in environ),
         ("a Slurm job", "SLURM_JOB_ID" in environ),
-        ("WSL", "microsoft" in (_read(root / "proc/sys/kernel/osrelease") or "").lower()),
+        ("WSL", "microsoft" in (read_file(root / "proc/sys/kernel/osrelease") or "").lower()),
     )
     found = ", ".join(name for name, is_there in marks if is_there) or "none seen"
     if os.getpid() == 1:
@@ -131,30 +132,12 @@ def versions() -> Finding:
 
 def cpus(root: Path) -> Finding:
     """Those that this process may use, against those that are there."""
-    usable, there, quota = usable_cpus(), os.cpu_count() or 1, _cpu_quota(root)
-    found = f"{usable} of {there} usable"
+    found, quota = f"{allowed_cpus()} of {os.cpu_count() or 1} usable", cpu_quota(root)
     if quota is not None:
         found += f", a cgroup quota of {quota:g}"
-    if quota is not None and quota < usable:
-        number = max(1, int(quota))
-        return Finding(
-            "CPUs", "note", found, f"Pass num_workers={number}: the default counts CPUs, and the quota gives fewer."
-        )
-    if usable == 1:
+    if usable_cpus(root) == 1:
         return Finding("CPUs", "note", found, "With one CPU num_workers=0 is often fastest: `aiovec bench` tells.")
     return Finding("CPUs", "ok", found)
-
-
-def _cpu_quota(root: Path) -> float | None:
-    """How many CPUs' time the cgroup gives; `None`: no limit."""
-    quotas: list[float] = []
-    for folder in _cgroups(root, "cpu"):
-        quota, _, period = (_read(folder / "cpu.max") or "").partition(" ")  # version 2: "150000 100000"
-        if not quota:
-            quota, period = _read(folder / "cpu.cfs_quota_us") or "", _read(folder / "cpu.cfs_period_us") or ""
-        if quota.isdigit() and period.isdigit():  # not "max", nor version 1's "-1"
-            quotas.append(int(quota) / int(period))
-    return min(quotas, default=None)
 
 
 def memory(root: Path) -> Finding:
@@ -162,7 +145,7 @@ def memory(root: Path) -> Finding:
     free = next(
         (
             1024 * int(line.split()[1])
-            for line in (_read(root / "proc/meminfo") or "").splitlines()
+            for line in (read_file(root / "proc/meminfo") or "").splitlines()
             if line.startswith("MemAvailable:")
         ),
         None,
@@ -329,29 +312,12 @@ def start(method: Literal["fork", "forkserver", "spawn"] | None) -> Finding:
     return Finding(name, "ok", f"2 workers ready and stepped after {seconds:.2f} s")
 
 
-def _cgroups(root: Path, controller: str) -> list[Path]:
-    """The folders of this process's cgroup and of those above it, each of which may set a limit; of both versions.
-
-    In a container the path that the kernel tells may be the host's, which is not there: what is mounted is our own then.
-    """
-    mount = root / "sys/fs/cgroup"
-    mounts = {"": mount, controller: mount / controller}  # version 2 names no controller
-    folders: list[Path] = []
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        for name in controllers.split(","):
-            if name in mounts:
-                parts = Path(path).parts[1:]
-                folders += [mounts[name].joinpath(*parts[:depth]) for depth in range(len(parts), 0, -1)]
-    return [*folders, *mounts.values()]
-
-
 def _cgroup_limits(
     root: Path, controller: str, limits: tuple[str, ...], uses: tuple[str, ...]
 ) -> list[tuple[int, int]]:
     """Each limit that is set, and how much of it is used; version 2's names of the files and version 1's."""
     found: list[tuple[int, int]] = []
-    for folder in _cgroups(root, controller):
+    for folder in cgroup_folders(root, controller):
         limit = _first_number(folder, limits)
         if limit is not None:
             found.append((limit, _first_number(folder, uses) or 0))
@@ -359,15 +325,8 @@ def _cgroup_limits(
 
 
 def _first_number(folder: Path, names: tuple[str, ...]) -> int | None:
-    texts = [_read(folder / name) for name in names]
+    texts = [read_file(folder / name) for name in names]
     return next((int(text) for text in texts if text is not None and text.isdigit()), None)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
 
 
 def _gigabytes(nbytes: int) -> str:

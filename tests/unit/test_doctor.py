@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from aiovec import doctor
+from aiovec.pool import cpus
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:
@@ -23,22 +24,23 @@ def machine(root: Path, files: dict[str, str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("files", "usable", "verdict", "says"),
+    ("files", "allowed", "usable", "says"),
     [
-        ({}, 8, "ok", "8 of"),
-        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 8, "ok", "8 of"),
-        ({"sys/fs/cgroup/cpu.max": "250000 100000\n"}, 8, "note", "a cgroup quota of 2.5"),
-        ({"sys/fs/cgroup/cpu.max": "800000 100000\n"}, 8, "ok", "a cgroup quota of 8"),
+        ({}, 8, 8, "8 of"),
+        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 8, 8, "8 of"),
+        ({"sys/fs/cgroup/cpu.max": "250000 100000\n"}, 8, 2, "a cgroup quota of 2.5"),
+        ({"sys/fs/cgroup/cpu.max": "800000 100000\n"}, 8, 8, "a cgroup quota of 8"),
+        ({"sys/fs/cgroup/cpu.max": "1600000 100000\n"}, 8, 8, "a cgroup quota of 16"),
         (
             {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
             2,
-            "note",
+            1,
             "a cgroup quota of 0.5",
         ),
         (
             {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
             2,
-            "ok",
+            2,
             "2 of",
         ),
         (
@@ -49,7 +51,7 @@ def machine(root: Path, files: dict[str, str]) -> Path:
                 "sys/fs/cgroup/others/cpu.max": "100000 100000",
             },
             8,
-            "note",
+            1,
             "a cgroup quota of 1.5",
         ),
         (
@@ -61,30 +63,31 @@ def machine(root: Path, files: dict[str, str]) -> Path:
                 "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
             },
             8,
-            "note",
+            2,
             "a cgroup quota of 2",
         ),
         (  # a container: the kernel tells the host's path, and what is mounted is our own
             {"proc/self/cgroup": "0::/docker/4711\n", "sys/fs/cgroup/cpu.max": "300000 100000"},
             8,
-            "note",
+            3,
             "a cgroup quota of 3",
         ),
-        ({"proc/self/cgroup": "0::/../..\n", "sys/fs/cgroup/cpu.max": "\n"}, 8, "ok", "8 of"),
-        ({}, 1, "note", "1 of"),
+        ({"proc/self/cgroup": "0::/../..\n", "sys/fs/cgroup/cpu.max": "\n"}, 8, 8, "8 of"),
+        ({}, 1, 1, "1 of"),
     ],
 )
 def test_cpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], usable: int, verdict: str, says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], allowed: int, usable: int, says: str
 ) -> None:
-    """Both versions of cgroups."""
-    monkeypatch.setattr(doctor, "usable_cpus", lambda: usable)
-    finding = doctor.cpus(machine(tmp_path, files))
-    assert finding.verdict == verdict
+    """Both versions of cgroups; the default of `num_workers` is what they leave."""
+    for module in (doctor, cpus):
+        monkeypatch.setattr(module, "allowed_cpus", lambda: allowed)
+    root = machine(tmp_path, files)
+    assert cpus.usable_cpus(root) == usable
+    finding = doctor.cpus(root)
     assert says in finding.found
-    assert bool(finding.advice) is (verdict != "ok")
-    if "quota of 2.5" in finding.found:
-        assert "num_workers=2" in finding.advice
+    assert finding.verdict == ("note" if usable == 1 else "ok")
+    assert bool(finding.advice) is (usable == 1)
 
 
 @pytest.mark.parametrize(
