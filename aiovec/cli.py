@@ -94,8 +94,8 @@ def bench(
     env_id: Annotated[str, typer.Argument(help="A registered environment, such as CartPole-v1.")],
     num_envs: Annotated[int, typer.Option(min=1, help="How many of it are stepped at once.")] = 64,
     num_workers: Annotated[
-        list[int] | None,
-        typer.Option(min=0, help="A number of workers to try; may be repeated. [default: 0, 1, 2, … for this machine]"),
+        list[str] | None,
+        typer.Option(metavar="N[,N…]", help="Which to try, such as 0,1,4. [default: 0, 1, 2, … for this machine]"),
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.001, callback=_is_finite, help="How long each contestant steps, in all rounds.")
@@ -116,6 +116,7 @@ def bench(
     """Measures which num_workers is the fastest for an environment, beside Gymnasium's own vectors."""
     if autoreset_mode is AutoresetMode.DISABLED:
         _fail("--autoreset-mode Disabled: a benchmark has nobody who resets; take NextStep or SameStep")
+    chosen = _numbers("--num-workers", num_workers or [])
     env_kwargs = _env_kwargs(env_kwarg or [])
     _import(modules or [])
     env_fn = _env_fn(env_id, env_kwargs)
@@ -128,9 +129,7 @@ def bench(
             env = measure_env(env_fn, seconds / _NUM_ROUNDS)
     except Exception as error:  # noqa: BLE001  whatever the env raises is told
         _fail(f"{env_id} fails by itself, {error.__notes__[-1]}: {_told(error)}")
-    workers = tuple(dict.fromkeys(min(number, num_envs) for number in num_workers or ())) or usual_workers(
-        num_envs, usable_cpus()
-    )
+    workers = tuple(dict.fromkeys(min(number, num_envs) for number in chosen)) or usual_workers(num_envs, usable_cpus())
     results: list[Result] = []
     beside_gymnasium = gymnasium and not env.is_async
     with contestants(env_fn, num_envs, workers, autoreset_mode, beside_gymnasium) as everyone:
@@ -259,6 +258,14 @@ def _draw(path: Path, env_id: str, num_envs: int, results: Sequence[Result]) -> 
         figure.savefig(path, dpi=150, format="png")
     except OSError as error:
         _fail(f"{path}: {error.strerror}")
+
+
+def _numbers(option: str, texts: list[str]) -> list[int]:
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    for part in parts:
+        if not part.isdecimal():
+            _fail(f"{option} {','.join(texts)}: {part!r} is no number from 0; expected such as 0,1,4")
+    return [int(part) for part in parts]
 
 
 def _env_kwargs(given: Iterable[str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class MethodCall(NamedTuple):
         self.batches.calls.done(call)
         records = [record for reply in replies for record in reply.failures]
         if records:
-            raise as_one_exception(call.command, records)
+            raise as_one_exception(records[0].command, records)  # "call('nope')", of each of them
         results: dict[int, Any] = {}
         for env_ids, reply in zip(self.by_worker.values(), replies, strict=True):
             results.update(zip(env_ids, reply.results, strict=True))

@@ -68,7 +68,7 @@ def test_bench(tmp_path: Path) -> None:
     """A table, a sentence, a record of all that was measured, and a picture."""
     done = run(
         tmp_path,
-        *("bench", "CartPole-v1", "--num-envs", "6", "--num-workers", "0", "--num-workers", "2"),
+        *("bench", "CartPole-v1", "--num-envs", "6", "--num-workers", "0,2"),
         *("--seconds", "0.1", "--json", "out.json", "--png", "out.png"),
     )
     assert done.returncode == 0, done.stderr
@@ -136,6 +136,7 @@ def test_image_envs(tmp_path: Path) -> None:
         (("bench", "NoSuch-v0"), ["aiovec: NoSuch-v0: ", "doesn't exist", "`--import MODULE`"]),
         (("bench", "CartPole-v1", "--import", "no_module"), ["--import no_module: ModuleNotFoundError"]),
         (("bench", "CartPole-v1", "--env-kwarg", "gravity"), ["--env-kwarg 'gravity': expected NAME=VALUE"]),
+        (("bench", "CartPole-v1", "--num-workers", "1,-2"), ["--num-workers 1,-2: '-2' is no number from 0"]),
         (("bench", "CartPole-v1", "--env-kwarg", "no=1"), ["fails by itself, during construction: TypeError", "'no'"]),
         (("bench", "CartPole-v1", "--num-envs", "0"), ["--num-envs"]),
         (("bench", "CartPole-v1", "--seconds", "-1"), ["--seconds"]),

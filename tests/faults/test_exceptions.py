@@ -177,6 +177,8 @@ async def test_several_failures_are_a_group_in_ascending_order(num_workers: int)
             await envs.step([0, 0, 0, 0])
         assert refused.value.env_ids == (0, 2, 3)
         assert await envs.get_attr("steps") == (0, 1, 0, 0)
+        with pytest.raises(ExceptionGroup, match=r"4 envs failed in call\('nope'\)"):
+            await envs.call("nope")
 
         observations, _ = await envs.reset(env_ids=[3, 0, 2])
         np.testing.assert_array_equal(observations, rows([3, 2, 0], [0, 2, 0], [2, 2, 0]))
