@@ -85,7 +85,7 @@ class Pool:
         if num_workers == 0:
             self.backend = InProcess(loop, self._in_process_slab)
         elif context == "ray":
-            self.backend = RayCluster(loop, num_envs, worker_options)
+            self.backend = RayCluster(loop, self._env_ids, worker_options)
         else:
             self.backend = LocalProcesses(loop, context, num_envs, num_workers, self.memory, shares_memory)
         self.shared: bool = self.backend.shares_memory

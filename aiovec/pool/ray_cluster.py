@@ -101,7 +101,7 @@ class RayCluster:
 
     Args:
         loop: The running loop.
-        num_envs: How many envs.
+        env_ids: The envs of each worker.
         worker_options: Of each actor: see `AsyncVectorEnv`.
     """
 
@@ -110,12 +110,15 @@ class RayCluster:
     tallies: Sequence[Tally] = ()
     wanted: Wanted | None = None
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, num_envs: int, worker_options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, env_ids: Sequence[range], worker_options: Mapping[str, Any]
+    ) -> None:
         self._loop = loop
-        self._num_envs = num_envs
+        self._env_ids = env_ids
         self._options = worker_options
         self._ray: Any = None
         self._actors: Any = None
+        self._begun: dict[int, Any] = {}  # the first actors, until the pool asks for them
         self._is_user = False  # of a Ray of our own
         self._workers: dict[int, RayWorker] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -157,22 +160,28 @@ class RayCluster:
             self._ray = importlib.import_module("ray")  # a second, and heavy
             self._is_user = _own_ray.join(self._ray)
         except Exception as error:
-            raise WorkerStartError(range(self._num_envs), f"Ray did not start: {error}") from error
+            raise WorkerStartError(range(self._env_ids[-1].stop), f"Ray did not start: {error}") from error
         ours = importlib.import_module("aiovec.worker.ray_actor")
         actor = self._ray.remote(concurrency_groups=ours.CONCURRENCY_GROUPS)(ours.EnvActor)
         self._actors = actor.options(max_restarts=0, max_task_retries=0, **self._options)
+        # Here, since with the first one Ray sends their class to the cluster, and waits for that.
+        for index, env_ids in enumerate(self._env_ids):
+            self._begun[index] = self._new_actor(index, env_ids)
+
+    def _new_actor(self, index: int, env_ids: range) -> Any:
+        try:
+            return self._actors.remote(index, len(env_ids), sys.path)
+        except (ValueError, TypeError):  # of the user's options: Ray says which
+            raise
+        except Exception as error:
+            raise WorkerStartError(env_ids, f"Ray gave no actor: {error}") from error
 
     def start_worker(self, index: int, env_ids: range, told: Told) -> RayWorker:
         if not self._ray.is_initialized():  # else Ray would start, or join, another one
             raise WorkerStartError(env_ids, SHUT_DOWN)
         if self._lost:
             raise WorkerStartError(env_ids, self._lost)
-        try:
-            actor = self._actors.remote(index, len(env_ids), sys.path)
-        except (ValueError, TypeError):  # of the user's options: Ray says which
-            raise
-        except Exception as error:
-            raise WorkerStartError(env_ids, f"Ray gave no actor: {error}") from error
+        actor = self._begun.pop(index, None) or self._new_actor(index, env_ids)
         worker = RayWorker(self._loop, index, env_ids, actor, self._ray.is_initialized, self._kill, told)
         self._workers[index] = worker
         return worker
@@ -211,6 +220,7 @@ class RayCluster:
     def terminate(self) -> None:
         if self._watching is not None and not self._loop.is_closed():
             self._watching.cancel()
+        self._begun.clear()  # an actor whose handle is gone ends
         if self._is_user:
             self._is_user = False
             _own_ray.leave()

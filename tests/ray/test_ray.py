@@ -72,6 +72,7 @@ def cart_poles(count: int) -> list[Any]:
     return [functools.partial(gym.make, "CartPole-v1")] * count
 
 
+@pytest.mark.blocks_loop  # in Ray's own C code, which keeps Python's lock while it starts
 async def test_a_ray_of_its_own() -> None:
     """The same results as `SyncVectorEnv`; and when the last vector is closed, Ray is gone."""
     async with asyncio.timeout(BOUND_SECONDS):
@@ -175,6 +176,16 @@ async def test_no_place_in_the_cluster() -> None:
         with pytest.raises(WorkerStartError, match=r"num_cpus=64; the cluster has 1 node \(CPU 2"):
             async with AsyncVectorEnv([Counter] * 2, **options):
                 pass
+
+
+@pytest.mark.usefixtures("callers_ray")
+async def test_an_option_that_ray_does_not_know() -> None:
+    """Ray says which; nothing is left of the start, and another vector starts."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        with pytest.raises(ValueError, match="num_cups"):
+            await AsyncVectorEnv([Counter] * 2, num_workers=2, context="ray", worker_options={"num_cups": 1})
+        async with AsyncVectorEnv([Counter] * 2, num_workers=2, context="ray") as envs:
+            await envs.reset()
 
 
 @pytest.mark.usefixtures("callers_ray")
