@@ -182,7 +182,8 @@ class LocalProcesses:
         memory: SlabMemory,
         shares_memory: bool,
     ) -> None:
-        self.shares_memory = self.maps_memory = shares_memory
+        self.shares_memory: bool = shares_memory
+        self.maps_memory: bool = shares_memory
         self.tallies: list[Tally] = []
         self.wanted: Wanted | None = None
         self._loop = loop
