@@ -48,7 +48,7 @@ def build(env: Callable[[], Any], num_envs: int = 2, num_threads: int = 1) -> Bu
 
 def ask(actor: EnvActor, number: int, num_replies: int, frame: Any) -> Told:
     """One call."""
-    return Told(*opened(actor.exchange(by_itself(Ask(number, num_replies, frame), ()))))
+    return Told(*opened(actor.exchange(by_itself(Ask(number, num_replies, frame), 0))))
 
 
 def beside(function: Callable[[], Any]) -> Future[Any]:
@@ -123,7 +123,7 @@ def test_large_arrays_are_left_to_ray(nbytes: int) -> None:
     """All else is bytes."""
     rows = [np.zeros(nbytes, np.uint8)]
     told = Told(3, [(7, b"x", rows)], [0.0])
-    given = by_itself(told, rows)
+    given = by_itself(told, nbytes)
     assert (type(given) is bytes) == (nbytes < 1 << 16)
     number, ((seq, data, arrays),), _ = opened(given)
     assert (number, seq, data) == (3, 7, b"x")
