@@ -100,17 +100,11 @@ def ray(session: nox.Session) -> None:
     """Workers on Ray, where it can be installed: their own tests, and a sample of those of all workers."""
     _install(session, "test", extras="[wrappers]")
     session.install("--quiet", "ray>=2.60", success_codes=[0, 1])
-    tests = HERE / "tests"
-    with session.chdir(
-        session.create_tmp()
-    ):  # an actor finds what lies where its driver was started, whatever is isolated
-        for chosen in (
-            [tests / "ray", tests / "unit/test_ray_actor.py"],
-            ["--ray", "--sample=60", "--timeout=600", tests / "conformance", tests / "faults"],
-        ):
-            session.run(
-                "pytest", f"--config-file={HERE / 'pyproject.toml'}", *chosen, *session.posargs, env=_isolated()
-            )
+    for chosen in (
+        ["tests/ray", "tests/unit/test_ray_actor.py"],
+        ["--ray", "--sample=60", "--timeout=600", "tests/conformance", "tests/faults"],
+    ):
+        session.run("pytest", *chosen, *session.posargs, env=_isolated())
 
 
 @nox.session
