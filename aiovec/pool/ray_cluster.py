@@ -208,6 +208,8 @@ class RayCluster:
         )
 
     def _describe(self) -> str:
+        if not self._ray.is_initialized():  # who asks would start, or join, another one
+            return SHUT_DOWN
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         shown = "; ".join(_shown(resources) for resources in nodes[:8]) + (" and more" if len(nodes) > 8 else "")
         free = _shown(self._ray.available_resources())

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from aiovec.errors import EnvTimeoutError, WorkerDied
 from aiovec.exchange import pickles, replies, step_each
 from aiovec.exchange.actions import ActionColumns
-from aiovec.exchange.black_box import Doing, Phase
+from aiovec.exchange.black_box import TIMES_PER_ROW, Doing, Phase
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.in_order import InOrder
 from aiovec.exchange.messages import RebuildRequest
@@ -254,9 +254,8 @@ class RayWorker:
         self._resume()
 
     def _obituary(self, error: BaseException) -> WorkerDied:
-        told = _COLOURS.sub(
-            "", str(getattr(error, "cause", None) or error)
-        )  # what a call has raised is another's cause
+        error = getattr(error, "cause", None) or error  # Ray wraps what a call has raised
+        told = _COLOURS.sub("", str(error))
         cause = "\n".join(line.strip() for line in told.splitlines() if line.strip()) or type(error).__name__
         return WorkerDied(self.env_ids, self.pid, None, None, "", place=self.place, cause=cause)
 
@@ -268,7 +267,7 @@ class RayWorker:
 
     @property
     def times(self) -> Sequence[float]:
-        return self._times or [0.0] * (1 + 4 * len(self.env_ids))
+        return self._times or [0.0] * (1 + TIMES_PER_ROW * len(self.env_ids))
 
     def look(self) -> None:
         if not self.alive or not self.pid:
