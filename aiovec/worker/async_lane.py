@@ -333,6 +333,7 @@ class _Watched(Coroutine[Any, Any, Any]):
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], code: int, doing: Doing) -> None:
         self._coroutine = coroutine
+        self._send = coroutine.send
         self._code = code
         self._doing = doing
 
@@ -346,10 +347,10 @@ class _Watched(Coroutine[Any, Any, Any]):
         return self
 
     def __next__(self) -> Any:
-        return self.send(None)
+        return self._run(self._send, None)
 
     def send(self, value: Any) -> Any:
-        return self._run(self._coroutine.send, value)
+        return self._run(self._send, value)
 
     def throw(self, *error: Any) -> Any:
         return self._run(self._coroutine.throw, *error)

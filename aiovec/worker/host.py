@@ -236,17 +236,18 @@ class EnvHost:
         outcome = Outcome()
         rows = range(len(self.env_ids)) if group is None else group
         turns = [
-            (row, self._in_batch(row, self.rows.stepping(row, action, writer, True, outcome), writer, outcome))
+            (row, self.rows.stepping(row, action, writer, True, outcome))
             for row, action in zip(rows, actions, strict=False)
         ]
-        if group is not None:
-            return Work(turns, lambda: self._part_reply(group, outcome, "step"))
-        return Work(turns, lambda: self._whole_reply(outcome, "step"))
 
-    def _in_batch(self, row: int, turn: Turn[None], writer: RowWriter, outcome: Outcome) -> Turn[None]:
-        yield from turn
-        if row in outcome.errors:
-            writer.set_outcome(row, 0.0, False, False)
+        def reply() -> BatchReply | None:
+            for row in outcome.errors:
+                writer.set_outcome(row, 0.0, False, False)
+            if group is not None:
+                return self._part_reply(group, outcome, "step")
+            return self._whole_reply(outcome, "step")
+
+        return Work(turns, reply)
 
     def stepping_one(self, row: int, action: Any, writer: RowWriter, autoreset: bool) -> Work[BatchReply | None]:
         """Steps one env by itself, and writes its row; `autoreset`: see `Envs.stepping`."""
