@@ -105,6 +105,11 @@ class Batches:
     def __repr__(self) -> str:
         return f"<Batches of {len(self._every_env)} envs>"
 
+    def release(self) -> None:
+        """The vector is closed: lets go of the memory, also while a kept exception holds this by our frames."""
+        del self._ring, self._buffer
+        self.actions.unmap()
+
     # ---- of all envs, or of a reset
 
     def begin_step(self, actions: Any) -> PendingCall:
@@ -215,7 +220,7 @@ class Batches:
         failed = {env_index: GIVEN_UP for error in given_up for env_index in error.env_ids}
         self.states.settle(call.seq, failed, ended)
         self.calls.forget_lost()
-        if not mended.resets:
+        if not call.resets:
             self.states.forget(list(mended.failures))
         if given_up:
             self._keep_rest(call, failed)
@@ -638,7 +643,9 @@ class Batches:
         """Completes the rows of these envs, or of all, in a call in which some failed; see `FailedRows.complete`."""
         assert self._failed_rows is not None  # noqa: S101
         own = [worker.env_ids for worker in self.pool.workers]
-        return self._failed_rows.complete(mended, self._said(call), own, self._buffer(call.buffer), env_ids)
+        return self._failed_rows.complete(
+            mended, call.resets, self._said(call), own, self._buffer(call.buffer), env_ids
+        )
 
 
 def _by_call(chosen: Iterable[tuple[int, PendingCall]]) -> list[tuple[PendingCall, list[int]]]:

@@ -7,7 +7,7 @@ exception. Its observation is the last valid one, or under SAME_STEP that of the
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from aiovec.exchange import infos as infos_
 from aiovec.exchange.layout import Layout
-from aiovec.exchange.messages import BatchReply
+from aiovec.exchange.messages import BatchReply, ResetRequest
 from aiovec.exchange.slab import Buffer
 from aiovec.pool.mended import Mended
 from aiovec.pool.restarts import Restarts
@@ -64,6 +64,7 @@ class FailedRows:
     def complete(
         self,
         mended: Mended,
+        resets: Mapping[int, ResetRequest],
         answers: Sequence[Answered],
         own_env_ids: Sequence[range],
         buffer: Buffer,
@@ -73,6 +74,7 @@ class FailedRows:
 
         Args:
             mended: What the call remembers.
+            resets: See `PendingCall`.
             answers: What workers answered as a whole.
             own_env_ids: The envs of each worker.
             buffer: Of the call.
@@ -86,12 +88,12 @@ class FailedRows:
         wanted = set(range(self._num_envs) if env_ids is None else env_ids)
         for answered, reply in [*answers, *((part.env_ids, part.reply) for part in mended.parts)]:
             _take_part(answered, reply, wanted, buffer, dynamic, entries)
-        self._repeat_lost(mended, own_env_ids, buffer)
+        self._repeat_lost(mended, resets, own_env_ids, buffer)
         for env_index, failing in sorted(mended.failures.items()):
             if env_index not in wanted:
                 continue
             entry: dict[str, Any] = {}
-            if not mended.resets:  # a step
+            if not resets:  # a step
                 buffer.rewards[env_index] = np.nan
                 buffer.terminations[env_index], buffer.truncations[env_index] = False, True
                 if self._same_step:
@@ -106,10 +108,12 @@ class FailedRows:
             entries[env_index] = {**entry, **entries.get(env_index, {}), **failure}
         return copy.deepcopy(dynamic), dict(sorted(entries.items()))
 
-    def _repeat_lost(self, mended: Mended, own_env_ids: Sequence[range], buffer: Buffer) -> None:
+    def _repeat_lost(
+        self, mended: Mended, resets: Mapping[int, ResetRequest], own_env_ids: Sequence[range], buffer: Buffer
+    ) -> None:
         """Under a `reset_mask` the other rows of a worker that died repeat their last observation."""
         for index in mended.in_parts:
-            request = mended.resets.get(index)
+            request = resets.get(index)
             if request is None or request.rows is None or not request.whole_batch:
                 continue
             own = own_env_ids[index]

@@ -115,7 +115,7 @@ class AsyncVectorEnv:
         self._closed = False
         self._pid = os.getpid()
         self._started: Started | None = None
-        self._start_task: asyncio.Task[Started] | None = None
+        self._start_task: asyncio.Task[None] | None = None
         self._start_waiters = 0
         self._close_task: asyncio.Task[None] | None = None
         self._plan = check_plan(
@@ -250,22 +250,26 @@ class AsyncVectorEnv:
 
     async def _start(self, command: str) -> Self:
         """One start for all tasks that ask; it is cancelled when all of them are."""
-        if self._closed:
-            raise ClosedEnvironmentError(command)
-        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
-            raise WrongLoopError(command)
-        if self._started is not None:
-            return self
-        if self._start_task is None:
-            self._loop = asyncio.get_running_loop()
-            self._start_task = self._loop.create_task(start(self._plan), name="aiovec start")
-        task = self._start_task
+        while True:
+            if self._closed:
+                raise ClosedEnvironmentError(command)
+            if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+                raise WrongLoopError(command)
+            if self._started is not None:
+                return self
+            if self._start_task is None:
+                self._loop = asyncio.get_running_loop()
+                self._start_task = self._loop.create_task(self._run_start(), name="aiovec start")
+            await self._wait_for_start(self._start_task)
+
+    async def _wait_for_start(self, task: asyncio.Task[None]) -> None:
         self._start_waiters += 1
         try:
-            started = await asyncio.shield(task)
+            await asyncio.shield(task)
         except asyncio.CancelledError:
-            if self.closed and task.cancelled():  # it was a close that cancelled the start, not our caller's task
-                raise ClosedEnvironmentError(command) from None
+            own = asyncio.current_task()
+            if task.cancelled() and own is not None and not own.cancelling():
+                return  # by a close, or by another one that waited for it before us
             if self._start_waiters == 1 and not task.done():
                 task.cancel()
                 await asyncio.wait([task])
@@ -276,12 +280,14 @@ class AsyncVectorEnv:
                 self._start_task = None
                 if task.cancelled() or task.exception() is not None:
                     self._loop = None  # a failed start leaves nothing: it may be tried again, in any loop
-        if self._started is None:
-            self._take(started)
-        return self
 
-    def _take(self, started: Started) -> None:
+    async def _run_start(self) -> None:
+        """The task of a start, which owns what it has started until the vector does: whoever waits may be cancelled."""
         plan = self._plan
+        started = await start(plan)
+        if self._closed:  # terminated in this very moment
+            started.pool.terminate()
+            return
         self._batches = Batches(started, self._num_envs, plan.copy, plan.autoreset_mode, plan.threads_per_worker)
         started.pool.slow_call_seconds = self._slow_call_seconds
         self._started = started
@@ -310,6 +316,8 @@ class AsyncVectorEnv:
             self._close_task = self._loop.create_task(self._close(ask=not terminate), name="aiovec close")
         elif self._close_task.done():
             return
+        elif terminate and self._started is not None:
+            self._started.pool.kill()
         task, cancelled = self._close_task, None
         while not task.done():
             try:
@@ -335,13 +343,13 @@ class AsyncVectorEnv:
         pool = self._started.pool
         try:
             replies: list[CallReply] = await pool.close(self._close_grace, ask)
-            self._batches = None  # it keeps the shared memory mapped; lent arrays do so by themselves
+            self._release_batches()
             if pool.memory.is_large:
                 await in_thread(pool.memory.forget)
             else:
                 pool.memory.forget()
         except BaseException:
-            self._batches = None
+            self._release_batches()
             pool.terminate()
             raise
         records = [record for reply in replies for record in reply.failures]
@@ -356,10 +364,19 @@ class AsyncVectorEnv:
         self._closed = True
         if os.getpid() != self._pid:
             return
-        if self._start_task is not None and self._loop is not None and not self._loop.is_closed():
-            self._start_task.cancel()
+        task, loop = self._start_task, self._loop
+        if task is not None and loop is not None and not loop.is_closed():
+            if loop.is_running():  # in another thread, perhaps
+                loop.call_soon_threadsafe(task.cancel)
+            else:
+                task.cancel()
         if self._started is not None:
             self._started.pool.terminate()
+            self._release_batches()
+
+    def _release_batches(self) -> None:
+        if self._batches is not None:
+            self._batches.release()
             self._batches = None
 
     def __del__(self) -> None:

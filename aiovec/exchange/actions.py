@@ -48,6 +48,10 @@ class ActionWriter:
         """Gives the arrays `[num_envs, *leaf.shape]` that `write` fills, one for each leaf of fixed size."""
         self._slab_arrays = slab_arrays
 
+    def unmap(self) -> None:
+        """Lets go of these arrays."""
+        self._slab_arrays = None
+
     def write(self, actions: Any, env_ids: Sequence[int] | None = None) -> Sequence[Any] | npt.NDArray[Any] | None:
         """Writes a batch of actions into the slab, or returns the rows that must travel by pickle.
 

@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
-from aiovec.errors import AlreadyPendingCallError, ClosedEnvironmentError, CrashLoopError, NoAsyncCallError, failures
+from aiovec.errors import (
+    AlreadyPendingCallError,
+    ClosedEnvironmentError,
+    CrashLoopError,
+    NoAsyncCallError,
+    WorkerStartError,
+    failures,
+)
 from aiovec.exchange.failures import without_our_frames
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.groups import index_in
@@ -38,7 +45,6 @@ _Result = TypeVar("_Result")
 _STEP, _STEP_TOGETHER, _ALL_DONE, _AWAKE = FrameKind.STEP, FrameKind.STEP_TOGETHER, FrameKind.ALL_DONE, FrameKind.AWAKE
 # What is ready is given without waiting: from time to time the loop has its turn all the same.
 _LONGEST_TURN_SECONDS = 0.005
-_NO_RESETS: Mapping[int, ResetRequest] = {}
 _BATCH_KINDS = (_STEP_TOGETHER, _STEP, FrameKind.RESET)
 
 
@@ -50,6 +56,7 @@ class Calls:
         workers: The pool's own list: a worker that takes a dead one's place is found there.
         num_envs: How many envs.
         mending: With `on_failure="restart"`.
+        replace: Starts a worker in the place of one that died.
         replied_to_start: Called with a worker's index and a reply that belongs to no call.
         began: Called when a call has begun, if anybody wants to know.
     """
@@ -60,6 +67,7 @@ class Calls:
         workers: Sequence[Worker],
         num_envs: int,
         mending: Mending | None,
+        replace: Callable[[int], None],
         replied_to_start: Callable[[int, Frame], None],
         began: Callable[[], None] | None,
     ) -> None:
@@ -70,6 +78,7 @@ class Calls:
         self.are_ending: bool = False  # `close` has begun: a rollout asks for nothing more
         self._loop = loop
         self._workers = workers
+        self._replace = replace
         self._replied_to_start = replied_to_start
         self._began = began
         self._answered: list[Answer] = []  # complete, and to be resumed when the callback at hand ends
@@ -194,19 +203,19 @@ class Calls:
         is_batch = kind in _BATCH_KINDS
         future = Answer(loop=self._loop)
         call = PendingCall(seq or self.next_seq(), command, is_batch, buffer, prepared, future, env_ids)
-        return self._post(call, kind, prepared, resets or {})
+        if resets is not None:
+            call.resets = resets
+        return self._post(call, kind, prepared)
 
-    def _post(
-        self, call: PendingCall, kind: FrameKind, prepared: Mapping[int, Any], resets: Mapping[int, ResetRequest]
-    ) -> PendingCall:
-        self._begin(call, resets)
+    def _post(self, call: PendingCall, kind: FrameKind, prepared: Mapping[int, Any]) -> PendingCall:
+        self._begin(call)
         try:
             for index, request in prepared.items():
                 worker = self._workers[index]
                 if worker.alive:
                     worker.post(kind, call.seq, call.buffer, request, call.group)
                 else:
-                    self._fail(call, index, self._deaths[index])
+                    self._fail_dead(call, index)
         except BaseException:  # a Ctrl-C in the middle of an env that lives in this process
             self._interrupted(call)
             raise
@@ -218,7 +227,7 @@ class Calls:
             self._discard_rest([*self.inbox])  # all envs were idle
         call = PendingCall(seq, "step", True, self._take_buffer(), prepared, Answer(loop=self._loop))
         call.is_together = self._together
-        return self._post(call, _STEP_TOGETHER if self._together else _STEP, prepared, _NO_RESETS)
+        return self._post(call, _STEP_TOGETHER if self._together else _STEP, prepared)
 
     def post_observe(self, lease: Lease) -> PendingCall:
         """Asks every worker for its envs' last observations, in the first buffer of a rollout; raises as `post_group`."""
@@ -227,7 +236,7 @@ class Calls:
         prepared = self._bare_requests
         call = PendingCall(self.next_seq(), "rollout", False, lease.strip.first, prepared, Answer(loop=self._loop))
         call.lease = lease
-        return self._post(call, FrameKind.OBSERVE, prepared, _NO_RESETS)
+        return self._post(call, FrameKind.OBSERVE, prepared)
 
     def post_group(
         self, group: int, env_ids: Sequence[int] | None, step: int, rows: Mapping[int, Any] | None, lease: Lease
@@ -253,7 +262,7 @@ class Calls:
         if self._together and (index := index_in(group)) < NUM_TALLIES:
             call.is_together = True
             self._tallies[index].begin_step()
-        return self._post(call, _STEP_TOGETHER if call.is_together else _STEP, prepared, _NO_RESETS)
+        return self._post(call, _STEP_TOGETHER if call.is_together else _STEP, prepared)
 
     def _refuse_if_ending(self) -> None:
         if self.are_ending or self._ring is None:
@@ -301,7 +310,7 @@ class Calls:
             for env_index in own:
                 call = PendingCall(seq, "step", True, HOME, (index,), None, (env_index,))
                 self._of_one_env[env_index] = call
-                self._begin(call, {})
+                self._begin(call)
                 calls.append(call)
                 seq += 1
             self._post_each(index, prepared[index], calls)
@@ -313,14 +322,14 @@ class Calls:
         self.states.begin_one(seq, "step", env_index)
         self._discard_rest([env_index])
         call = PendingCall(seq, "step", True, HOME, (index,), Answer(loop=self._loop), (env_index,))
-        self._begin(call, {})
+        self._begin(call)
         self._post_each(index, request, [call])
         return call
 
     def _post_each(self, index: int, request: Any, calls: Sequence[PendingCall]) -> None:
         if not self._workers[index].alive:
             for call in calls:
-                self._fail(call, index, self._deaths[index])
+                self._fail_dead(call, index)
             return
         try:
             self._workers[index].post(FrameKind.STEP_EACH, calls[0].seq, HOME, request)
@@ -329,13 +338,13 @@ class Calls:
                 self._interrupted(call)
             raise
 
-    def _begin(self, call: PendingCall, resets: Mapping[int, ResetRequest]) -> None:
+    def _begin(self, call: PendingCall) -> None:
         call.began = time.perf_counter()
         if not self.pending:
             self._busy_since = call.began
         self.pending[call.seq] = call
         if self.mending is not None and call.is_batch:
-            self.mending.begin(call, resets)
+            self.mending.begin(call)
         if self._began is not None:
             self._began()
 
@@ -365,6 +374,7 @@ class Calls:
         try:
             await call.future
             if call.deaths:
+                self._keep_untold(call.deaths[1:])
                 raise call.deaths[0]
             has_something_to_say = call.mended is not None or any(call.payloads.values())
             if has_something_to_say and call.is_to_be_read_in_a_thread():
@@ -798,7 +808,8 @@ class Calls:
         self._untold = [untold for untold in self._untold if not set(untold.env_ids) & set(env_ids)]
         if self.mending is None:
             for env_index in env_ids:
-                self.states.break_(env_index, "must be reset, after the death of its worker")
+                if not self.states.is_busy(env_index):  # with a reset that the other one is to do
+                    self.states.break_(env_index, "must be reset, after the death of its worker")
         else:
             self.states.forget(env_ids)
         self._apart_since = self.next_seq()
@@ -806,9 +817,12 @@ class Calls:
 
     def _tell_death(self, index: int, death: Death, waiting: Sequence[PendingCall]) -> None:
         own = self._workers[index].env_ids
+        not_begun = [call for call in waiting[1:] if not call.is_dropped and call.is_repeatable(index)]
+        kept = {env_index for call in not_begun for env_index in call.answered_by(own)}
         for env_index in own:
-            self.states.break_(env_index, "must be built anew, since the worker died")
-        live = [call for call in waiting if not call.is_dropped]
+            if env_index not in kept:
+                self.states.break_(env_index, "must be built anew, since the worker died")
+        live = [call for call in waiting if not (call.is_dropped or call in not_begun)]
         told_to = [call for call in live if not call.is_abandoned]
         if live:
             death = death.during((told_to or live)[0].command)
@@ -818,10 +832,28 @@ class Calls:
         if not told_to or (self._is_receiving and len(told_to) < len(live)):
             self._untold.append(death)
         for call in waiting:
-            self._fail(call, index, death.during(call.command))
+            if call not in not_begun:
+                self._fail(call, index, death.during(call.command))
+        self._repeat(index, not_begun)
         for env_index in own:
             if (owed := self._of_one_env.get(env_index)) is not None and owed.deaths:
                 del self._of_one_env[env_index]
+
+    def _repeat(self, index: int, resets: Sequence[PendingCall]) -> None:
+        """A worker died of an earlier call: another one does the resets that it had not begun."""
+        if not resets:
+            return
+        try:
+            self._replace(index)
+        except WorkerStartError:  # the next reset tries again, and raises it
+            for call in resets:
+                for env_index in call.answered_by(self._workers[index].env_ids):
+                    self.states.break_(env_index, "must be built anew, since the worker died")
+                self._fail(call, index, self._deaths[index].during(call.command))
+            return
+        worker = self._workers[index]
+        for call in resets:
+            worker.post(FrameKind.RESET, call.seq, call.buffer, worker.prepare(call.resets[index]))
 
     def _mend_death(self, mending: Mending, index: int, death: Death, waiting: Sequence[PendingCall]) -> None:
         """With `on_failure="restart"`: the next rows of its envs tell it, and another worker starts."""
@@ -839,6 +871,19 @@ class Calls:
                 self.states.break_(env_index, GIVEN_UP)
         if all(call.is_dropped for call, _ in batches):
             self._untold += mending.restarts.crash_loops(given_up)
+
+    def _keep_untold(self, deaths: Iterable[Death]) -> None:
+        """A call raises another death: the next call tells these, unless a reset has no use for them."""
+        if self.mending is None:
+            dead = [death.env_ids for death in self._deaths.values()]
+            self._untold += [death for death in deaths if death.env_ids in dead]
+
+    def _fail_dead(self, call: PendingCall, index: int) -> None:
+        """A call meets a worker that is dead already: it tells the death, if nobody has."""
+        death = self._deaths[index]
+        self._untold = [untold for untold in self._untold if untold.env_ids != death.env_ids]
+        self._heard(death.env_ids)
+        self._fail(call, index, death.during(call.command))
 
     def _fail(self, call: PendingCall, index: int, death: Death) -> None:
         call.missing.discard(index)

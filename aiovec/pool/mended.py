@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiovec.exchange.failures import restore
-from aiovec.exchange.messages import BatchReply, ResetRequest
+from aiovec.exchange.messages import BatchReply
 
 __all__ = ["Failing", "Mended", "Part"]
 
@@ -51,15 +51,13 @@ class Mended:
     """What one batch call remembers.
 
     Attributes:
-        resets: What a reset has asked, by worker; of a step empty.
         asked: The envs of the present request, by worker.
         in_parts: Workers whose answer comes in parts.
         parts: Those.
         failures: What each env failed with, the last one last.
     """
 
-    def __init__(self, resets: Mapping[int, ResetRequest]) -> None:
-        self.resets: Mapping[int, ResetRequest] = resets
+    def __init__(self) -> None:
         self.asked: dict[int, list[int]] = {}
         self.in_parts: set[int] = set()
         self.parts: list[Part] = []

@@ -8,7 +8,7 @@ starts at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any
@@ -48,11 +48,11 @@ class Mending:
     def __repr__(self) -> str:
         return f"<Mending {self.restarts!r} losses={sorted(self._losses)}>"
 
-    def begin(self, call: PendingCall, resets: Mapping[int, ResetRequest]) -> None:
+    def begin(self, call: PendingCall) -> None:
         """A batch is asked for."""
-        mended = call.mended = Mended(resets)
+        mended = call.mended = Mended()
         for index in call.missing:
-            own, request = self._workers[index].env_ids, resets.get(index)
+            own, request = self._workers[index].env_ids, call.resets.get(index)
             rows = request.rows if request is not None else None
             asked = list(call.answered_by(own)) if rows is None else [own[row] for row in rows]
             mended.asked[index] = asked
@@ -105,7 +105,7 @@ class Mending:
             mended.failures.setdefault(env_index, []).append(failing)
             failed.append(env_index)
         again = [env_index for env_index in failed if not self.restarts.is_exhausted(env_index)]
-        if again and self._waits(call, mended):
+        if again and self._waits(call):
             self._ask_again(call, mended, index, again)
         else:
             call.missing.discard(index)
@@ -149,18 +149,18 @@ class Mending:
         if given_up:
             self.restarts.give_up(lost)
         for call, mended in waiting:
-            if self._waits(call, mended) and not given_up:
+            if self._waits(call) and not given_up:
                 self._ask_again(call, mended, index, mended.asked[index])
             else:
                 call.missing.discard(index)
         return death, lost if given_up else []
 
-    def _waits(self, call: PendingCall, mended: Mended) -> bool:
-        return not call.is_dropped and (bool(mended.resets) or self.restarts.waits_in_step)
+    def _waits(self, call: PendingCall) -> bool:
+        return not call.is_dropped and (bool(call.resets) or self.restarts.waits_in_step)
 
     def _ask_again(self, call: PendingCall, mended: Mended, index: int, env_ids: list[int]) -> None:
         worker = self._workers[index]
-        own, request = worker.env_ids, mended.resets.get(index)
+        own, request = worker.env_ids, call.resets.get(index)
         rows = [env_index - own.start for env_index in env_ids]
         seeds: list[int | None] = [None] * len(rows)
         options = None

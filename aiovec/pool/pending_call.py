@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiovec.errors import EnvTimeoutError, WorkerDied
+from aiovec.exchange.messages import ResetRequest
 from aiovec.exchange.replies import Apart, is_to_be_read_in_a_thread
 from aiovec.pool.answer import Answer
 from aiovec.pool.mended import Mended
 from aiovec.pool.ring import Lease
 
 __all__ = ["PendingCall"]
+
+_NO_RESETS: Mapping[int, ResetRequest] = {}
 
 
 class PendingCall:
@@ -36,6 +39,7 @@ class PendingCall:
         began: When it was sent; seconds of `time.perf_counter`.
         is_together: Its workers answer by the tally: the last of them for all.
         group: Of a step: which group of envs; see `exchange.groups`.
+        resets: Of a reset: what it asks, by worker.
         lease: Of a rollout, which sees to its calls itself: the memory that they write.
     """
 
@@ -58,6 +62,7 @@ class PendingCall:
         "missing",
         "payloads",
         "replies",
+        "resets",
         "seq",
     )
 
@@ -89,6 +94,7 @@ class PendingCall:
         self.is_together: bool = False
         self.group: int = 0
         self.lease: Lease | None = None
+        self.resets: Mapping[int, ResetRequest] = _NO_RESETS
         self.began: float = 0.0
 
     def __repr__(self) -> str:
@@ -102,6 +108,11 @@ class PendingCall:
     def answered_by(self, own: range) -> Sequence[int]:
         """The envs that the whole answer of a worker is about, given its envs; in the order of its rows."""
         return own if self.env_ids is None else [env_index for env_index in self.env_ids if env_index in own]
+
+    def is_repeatable(self, index: int) -> bool:
+        """Whether another worker can do what this one was asked: a reset, unless others' last rows are part of it."""
+        request = self.resets.get(index)
+        return request is not None and not (request.whole_batch and request.rows is not None)
 
     def is_to_be_read_in_a_thread(self) -> bool:
         """Whether to unpickle the answer away from the loop."""

@@ -105,7 +105,7 @@ class Pool:
         self.rollout_strips: RolloutStrips | None = None
         mending = None if restarts is None else Mending(restarts, self.workers, self._replace)
         began = None if self._watch is None else self._look_for_stuck
-        self.calls: Calls = Calls(loop, self.workers, num_envs, mending, self._replied_to_start, began)
+        self.calls: Calls = Calls(loop, self.workers, num_envs, mending, self._replace, self._replied_to_start, began)
 
     def __repr__(self) -> str:
         return f"<Pool workers={len(self.workers)} {self.calls!r}>"
@@ -345,6 +345,12 @@ class Pool:
         self._release()
         await self.backend.close()  # behind those who read its pipes
         return replies
+
+    def kill(self) -> None:
+        """Ends every worker at once; the `close` under way goes on behind that."""
+        for worker in self.workers:
+            if not worker.ended.is_set():
+                worker.kill()
 
     async def _ended(self, timeout: float | None) -> None:
         waiting = [asyncio.ensure_future(worker.ended.wait()) for worker in self.workers if not worker.ended.is_set()]

@@ -182,8 +182,12 @@ class WorkerProcess:
         """What an env started in a process group of its own, as a shell does with its jobs; 1 µs a process to look."""
         if not (self._is_ours() and hasattr(os, "pidfd_open") and Path("/proc/self").exists()):
             return
-        for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+        try:
+            pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        except OSError:  # no descriptor is left to look with: the worker itself must be reaped all the same
+            return
+        for pid in pids:
+            with contextlib.suppress(OSError):  # it has ended, or is another user's, or there is no descriptor
                 if os.getsid(pid) != self.pid or pid == self.pid:
                     continue
                 pidfd = os.pidfd_open(pid)

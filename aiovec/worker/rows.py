@@ -116,16 +116,16 @@ class RowWriter:
 
     def set_outcome(self, row: int, reward: Any, terminated: Any, truncated: Any) -> None:
         """Writes those of one row; raises `InvalidEnvResultError`."""
-        what, array, value = "reward", self._rows.rewards, reward
-        try:
-            array[row] = value
-            what, array, value = "terminated", self._rows.terminations, terminated
-            array[row] = value
-            what, array, value = "truncated", self._rows.truncations, truncated
-            array[row] = value
-        except (TypeError, ValueError):
-            expected = f"a scalar that fits {array.dtype}"
-            raise InvalidEnvResultError(self._env_ids[row], what, expected, _describe(value)) from None
+        for what, array, value in (
+            ("reward", self._rows.rewards, reward),
+            ("terminated", self._rows.terminations, terminated),
+            ("truncated", self._rows.truncations, truncated),
+        ):
+            try:
+                array[row] = value
+            except (TypeError, ValueError):
+                expected = f"a scalar that fits {array.dtype}"
+                raise InvalidEnvResultError(self._env_ids[row], what, expected, _describe(value)) from None
 
     def set_observation(self, row: int, observation: Any) -> None:
         """Writes one observation; raises `InvalidEnvResultError`, and then the row holds nothing."""

@@ -10,6 +10,7 @@ import functools
 import os
 import resource
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from fault_envs import (
     BOUND_SECONDS,
+    PASS_GATE,
     FailsWhile,
     Gate,
     Gated,
@@ -267,6 +269,48 @@ async def test_what_an_env_started_ends_with_its_worker(end: str, group: bool) -
             await asyncio.sleep(0.005)
 
 
+async def test_workers_that_end_at_once_are_all_told(gate: Gate) -> None:
+    """One by the step, the other by the next call; each exception is one of its own."""
+    async with asyncio.timeout(BOUND_SECONDS), at_the_gate(gate) as envs:
+        await envs.reset()
+        step = asyncio.create_task(envs.step([0, PASS_GATE, PASS_GATE, 0]))
+        await gate.arrived(2)
+        workers = envs._started.pool.workers  # type: ignore[union-attr]
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        told: set[tuple[int, ...]] = set()
+        with pytest.raises(WorkerDied) as caught:
+            await step
+        told.add(caught.value.env_ids)
+        for worker in workers:
+            await worker.ended.wait()
+        with pytest.raises(WorkerDied) as caught:
+            await envs.step([0] * NUM_ENVS)
+        told.add(caught.value.env_ids)
+        assert told == {(0, 1), (2, 3)}
+        with pytest.raises(ResetNeeded):
+            await envs.step([0] * NUM_ENVS)
+        again: list[WorkerDied] = []
+        for _ in range(3):
+            with pytest.raises(WorkerDied, match="during steps") as caught:
+                await envs.get_attr("steps", env_ids=[0])
+            again.append(caught.value)
+        lengths = {len(traceback.extract_tb(error.__traceback__)) for error in again}
+        assert len({id(error) for error in again}) == 3
+        assert len(lengths) == 1
+        await envs.reset()
+        await envs.step([0] * NUM_ENVS)
+
+
+async def test_a_death_that_a_call_has_told_is_not_told_again() -> None:
+    """The next step says what is to be done."""
+    async with asyncio.timeout(BOUND_SECONDS), vector(stop, "never", 2) as envs:
+        await envs.reset()
+        await killed(envs)
+        with pytest.raises(ResetNeeded):
+            await envs.step([0] * NUM_ENVS)
+
+
 # ---- the worker that takes the place of one that died
 
 
@@ -297,6 +341,110 @@ async def test_a_reset_starts_another_worker(shared_memory: bool, context: Any) 
             await envs.reset(env_ids=[2])
             observations, *_ = await envs.step([0] * NUM_ENVS)
             np.testing.assert_array_equal(observations[2:, 2], [1, 1])
+
+
+@pytest.mark.parametrize("ending", [end_with_sigkill, segfault, hang_in_c])
+async def test_a_reset_after_a_step_in_which_both_workers_end(ending: Callable[[], object]) -> None:
+    """The step tells one of them, as soon as it has ended; a reset takes care of both, whenever the other one ends."""
+    env_fns = [functools.partial(Mortal, ending, "step", offset=index) for index in range(NUM_ENVS)]
+    envs = AsyncVectorEnv(env_fns, num_workers=2, step_timeout=STEP_TIMEOUT, context=context_of_loop())
+    async with asyncio.timeout(2 * BOUND_SECONDS), envs:
+        await envs.reset()
+        for episodes in range(1, 4):
+            with pytest.raises((WorkerDied, EnvTimeoutError)):
+                await envs.step([0, 1, 1, 0])
+            observations, _ = await envs.reset(seed=episodes)
+            np.testing.assert_array_equal(observations, [[index, 1, 0] for index in range(NUM_ENVS)])
+            observations, *_ = await envs.step([0] * NUM_ENVS)
+            np.testing.assert_array_equal(observations[:, 2], [1] * NUM_ENVS)
+
+
+async def first_dies_second_waits(envs: AsyncVectorEnv, gate: Gate) -> Any:
+    """The first worker was killed in a step, which has told it; the second one, which is returned, is at the gate in it."""
+    await envs.reset()
+    step = asyncio.create_task(envs.step([0, PASS_GATE, PASS_GATE, 0]))
+    await gate.arrived(2)
+    first, second = envs._started.pool.workers  # type: ignore[union-attr]
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied) as caught:
+        await step
+    assert caught.value.env_ids == (0, 1)
+    return second
+
+
+def at_the_gate(gate: Gate) -> AsyncVectorEnv:
+    """Four envs in two workers, which wait at the gate when they are told to."""
+    env_fns = [functools.partial(Gated, gate.key, offset=index) for index in range(NUM_ENVS)]
+    return AsyncVectorEnv(env_fns, num_workers=2, context=context_of_loop())
+
+
+@pytest.mark.parametrize("env_ids", [None, [3, 0]])
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_worker_that_ends_in_what_a_reset_waits_out(
+    gate: Gate, env_ids: list[int] | None, is_cancelled: bool
+) -> None:
+    """It had not begun the reset, which another worker does: nobody is told of an end that is of no use to anybody."""
+    async with asyncio.timeout(BOUND_SECONDS), at_the_gate(gate) as envs:
+        second = await first_dies_second_waits(envs, gate)
+        reset = asyncio.create_task(envs.reset(env_ids=env_ids))
+        await turns()
+        if is_cancelled:
+            reset.cancel()
+            await asyncio.wait([reset])
+        os.kill(second.pid, signal.SIGKILL)
+        asked = range(NUM_ENVS) if env_ids is None else env_ids
+        rows = {index: [index, 1, 0] for index in asked}
+        if is_cancelled:
+            batch = await envs.recv(min_envs=len(rows))
+            np.testing.assert_array_equal(batch.observations, [rows[index] for index in batch.env_ids])
+        else:
+            observations, _ = await reset
+            np.testing.assert_array_equal(observations, [*rows.values()])
+        for env_index in set(range(NUM_ENVS)) - {*rows}:
+            with pytest.raises(ResetNeeded):
+                await envs[env_index].step(0)
+            await envs[env_index].reset()
+        observations, *_ = await envs.step([0] * NUM_ENVS)
+        np.testing.assert_array_equal(observations, [[index, 1, 1] for index in range(NUM_ENVS)])
+
+
+async def test_a_worker_that_ends_before_a_reset_with_a_mask(gate: Gate) -> None:
+    """Another one has no last row of the envs that are not reset: the reset tells its end."""
+    env_fns = [functools.partial(Gated, gate.key, at="work", offset=index) for index in range(NUM_ENVS)]
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        AsyncVectorEnv(env_fns, num_workers=2, context=context_of_loop()) as envs,
+    ):
+        await envs.reset()
+        work = asyncio.create_task(envs.call("work", 1, env_ids=[2]))
+        await gate.arrived()
+        mask = np.array([False, False, False, True])
+        reset = asyncio.create_task(envs.reset(options={"reset_mask": mask}))
+        await turns()
+        os.kill(mortal_worker(envs).pid, signal.SIGKILL)
+        for task in (work, reset):
+            with pytest.raises(WorkerDied):
+                await task
+        await check_afterwards(envs, (2, 3))
+
+
+@pytest.mark.not_on_ray("it takes descriptors from Ray, too")
+async def test_no_worker_for_a_reset_that_waited(gate: Gate) -> None:
+    """The reset tells the end that it could not mend; the next one mends it."""
+    async with asyncio.timeout(BOUND_SECONDS), at_the_gate(gate) as envs:
+        second = await first_dies_second_waits(envs, gate)
+        reset = asyncio.create_task(envs.reset(env_ids=[2, 3]))
+        await turns()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            os.kill(second.pid, signal.SIGKILL)
+            with pytest.raises(WorkerDied, match="during reset"):
+                await reset
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        observations, _ = await envs.reset()
+        np.testing.assert_array_equal(observations, [[index, 1, 0] for index in range(NUM_ENVS)])
 
 
 async def test_an_env_that_cannot_be_built_anew(tmp_path: Path) -> None:
