@@ -14,9 +14,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from fault_envs import BOUND_SECONDS, Gate, Gated, Recorded, Slow, is_running
+from fault_envs import BOUND_SECONDS, Faulty, Gate, Gated, Recorded, Slow, an_error, is_running
 
-from aiovec import AsyncVectorEnv, EnvTimeoutError, make_vec
+from aiovec import AsyncVectorEnv, ClosedEnvironmentError, EnvTimeoutError, make_vec
 from aiovec.pool.cpus import usable_cpus
 
 CONTEXTS = [None, "fork", "forkserver", "spawn"]
@@ -183,3 +183,84 @@ async def test_make_vec_starts_what_the_spec_says() -> None:
             assert truncations.tolist() == [True, True]
     finally:
         del gym.registry["aiovec-tests/Counter-v0"]
+
+
+# ---- who owns a start
+
+
+async def wait_for(envs: AsyncVectorEnv) -> AsyncVectorEnv:
+    """As a task of its own."""
+    return await envs
+
+
+async def at_the_end_of_a_start(envs: AsyncVectorEnv, act: Callable[[asyncio.Task[Any]], object]) -> asyncio.Task[Any]:
+    """Acts in the very turn of the loop in which a start has ended, before the task that waits for it goes on."""
+    waiter = asyncio.create_task(wait_for(envs))
+    await asyncio.sleep(0)
+    start = envs._start_task
+    assert start is not None
+    start.add_done_callback(lambda _: act(waiter))
+    await asyncio.wait([waiter])
+    return waiter
+
+
+async def test_a_waiter_cancelled_as_the_start_ends(tmp_path: Path) -> None:
+    """The vector owns what was started: it is used, or closed, as ever."""
+    envs = AsyncVectorEnv(recorded(tmp_path / "log", 2), num_workers=1)
+    async with asyncio.timeout(BOUND_SECONDS):
+        waiter = await at_the_end_of_a_start(envs, lambda waiter: waiter.cancel())
+        assert waiter.cancelled()
+        assert "started" in repr(envs)
+        assert "not started" not in repr(envs)
+        await envs.close()
+
+
+async def test_terminate_as_the_start_ends(tmp_path: Path) -> None:
+    """Nothing is left behind, which the fixtures check, and who waited is told."""
+    envs = AsyncVectorEnv(recorded(tmp_path / "log", 2), num_workers=1)
+    async with asyncio.timeout(BOUND_SECONDS):
+        waiter = await at_the_end_of_a_start(envs, lambda _: envs.terminate())
+        with pytest.raises(ClosedEnvironmentError):
+            await waiter
+
+
+async def test_a_waiter_that_comes_while_another_takes_the_start_back(gate: Gate) -> None:
+    """Nobody has cancelled this one: it begins the start anew."""
+    env_fns = [functools.partial(Gated, gate.key, "init")]
+    async with asyncio.timeout(BOUND_SECONDS):
+        envs = AsyncVectorEnv(env_fns, num_workers=1, close_grace=0.1)
+        first = asyncio.create_task(wait_for(envs))
+        await gate.arrived()
+        first.cancel()
+        await asyncio.sleep(0)  # it has cancelled the start, and waits for its end
+        second = asyncio.create_task(wait_for(envs))
+        await asyncio.wait([first])
+        assert first.cancelled()
+        gate.open(2)
+        assert await second is envs
+        await envs.close()
+
+
+async def test_a_close_that_is_not_to_wait_behind_one_that_does(gate: Gate) -> None:
+    """The workers end at once; both callers see the end."""
+    env_fns = [functools.partial(Gated, gate.key, "close")]
+    async with asyncio.timeout(BOUND_SECONDS):
+        envs = AsyncVectorEnv(env_fns, num_workers=1, close_grace=2 * BOUND_SECONDS)
+        await envs.reset()
+        graceful = asyncio.create_task(envs.close())
+        await gate.arrived()
+        await envs.close(terminate=True)
+        await graceful
+
+
+async def test_a_kept_exception_keeps_no_memory() -> None:
+    """It has our frames, as every exception that a notebook keeps; the fixtures look for the descriptors of the slab."""
+    env_fns = [functools.partial(Faulty, "step", an_error) for _ in range(2)]
+    async with asyncio.timeout(BOUND_SECONDS):
+        async with AsyncVectorEnv(env_fns, num_workers=1) as envs:
+            await envs.reset()
+            with pytest.raises(ExceptionGroup) as caught:
+                await envs.step([1, 1])
+        assert caught.value.__traceback__ is not None
+        maps = Path("/proc/self/maps").read_text()
+        assert "aiovec-slab" not in maps
