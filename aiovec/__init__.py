@@ -51,7 +51,7 @@ if TYPE_CHECKING or not _is_worker:
         failures,
     )
     from aiovec.make import make_vec
-    from aiovec.rollouts import Rollout
+    from aiovec.rollouts import Rollout, Rollouts
     from aiovec.statistics import PendingStatistics, VectorStatistics
     from aiovec.sub_env import SubEnv
     from aiovec.vector_env import AsyncVectorEnv
@@ -84,6 +84,7 @@ __all__ = [
     "RemoteError",
     "ResetNeeded",
     "Rollout",
+    "Rollouts",
     "RunningLoopError",
     "SlabMemoryError",
     "SpaceMismatchError",

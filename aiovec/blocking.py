@@ -378,8 +378,8 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         """
         try:
             self.close(terminate=True)
-        except AlreadyPendingCallError:
-            self._envs.terminate()
+        except AlreadyPendingCallError:  # in another thread, whose loop may be about to run
+            self._envs._terminate(is_at_work=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  two faces of one house
 
     def __del__(self) -> None:
         if self.closed or getattr(self, "_loop", None) is None:

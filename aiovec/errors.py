@@ -607,6 +607,9 @@ def failures(exception: BaseException) -> list[Failure]:
 def mark_failures(raised: BaseException, of: Sequence[Failure]) -> None:
     """Ties failed envs to the exception that is raised for them, whatever its class does with attributes."""
     raised.__dict__[_FAILURES] = list(of)
+    if len(of) == 1 and isinstance(raised, BaseExceptionGroup):  # an env's own: `except*` makes others of its members
+        for member in raised.exceptions:
+            mark_failures(member, of)
 
 
 def add_note(raised: BaseException, note: str) -> None:

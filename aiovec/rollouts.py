@@ -7,8 +7,9 @@ the next group: with two groups a worker that ends one finds the actions of the 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.pinning import pin
 from aiovec.pool.threads import in_thread
 
-__all__ = ["Collector", "Policy", "Rollout"]
+__all__ = ["Collector", "Policy", "Rollout", "Rollouts"]
 
 Policy = Callable[[Any], Any | Awaitable[Any]]
 
@@ -85,6 +86,69 @@ class _Group:
         self.every_env = range(num_envs) if env_ids is None else env_ids
         self.call: PendingCall | None = None  # its step, as long as nobody has taken the answer
         self.dynamic: list[list[Any]] = []  # of its last observations, what has no fixed size
+
+
+class Rollouts(AsyncIterator[Rollout]):
+    """What `AsyncVectorEnv.rollouts` gives: each is collected while the one before it is used.
+
+    Whoever leaves the loop over it, by whatever way, cancels what is being collected.
+
+    Args:
+        collect: Begins the next one.
+        left: Called with one that was cancelled, and has not ended yet.
+    """
+
+    def __init__(
+        self, collect: Callable[[], asyncio.Task[Rollout]], left: Callable[[asyncio.Task[Rollout]], object]
+    ) -> None:
+        self._collect = collect
+        self._left = left
+        self._collecting: asyncio.Task[Rollout] | None = None
+        self._has_ended = False
+
+    def __repr__(self) -> str:
+        return f"<Rollouts {'ended' if self._has_ended else 'going on'}>"
+
+    async def __anext__(self) -> Rollout:
+        if self._has_ended:
+            raise StopAsyncIteration
+        if self._collecting is None:
+            self._collecting = self._collect()
+        try:
+            await asyncio.wait([self._collecting])
+            ready = [self._collecting.result()]  # a list: who is given a rollout is to be the only one who holds it
+        except BaseException:
+            await self.aclose()
+            raise
+        self._collecting = self._collect()
+        return ready.pop()
+
+    async def aclose(self) -> None:
+        """Cancels what is being collected, and waits for its end."""
+        collecting = self._leave()
+        if collecting is not None:
+            await asyncio.wait([collecting])
+
+    def _leave(self) -> asyncio.Task[Rollout] | None:
+        self._has_ended = True
+        collecting, self._collecting = self._collecting, None
+        if collecting is None or collecting.done():
+            if collecting is not None and not collecting.cancelled():
+                collecting.exception()  # nobody asks for it any more
+            return None
+        collecting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        collecting.cancel()
+        self._left(collecting)
+        return collecting
+
+    def __del__(self) -> None:
+        if self._collecting is None:
+            return
+        loop = self._collecting.get_loop()
+        if asyncio._get_running_loop() is loop:  # noqa: SLF001  get_running_loop raises
+            self._leave()
+        elif not loop.is_closed():  # the collector runs in another thread
+            loop.call_soon_threadsafe(self._collecting.cancel)
 
 
 class Collector:

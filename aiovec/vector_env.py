@@ -24,7 +24,7 @@ from aiovec.method_calls import MethodCall, begin_call, begin_set_attr
 from aiovec.pool.spaces import ObservationMode
 from aiovec.pool.start import EnvFn, Started, start
 from aiovec.pool.threads import in_thread
-from aiovec.rollouts import Collector, Policy, Rollout
+from aiovec.rollouts import Collector, Policy, Rollout, Rollouts
 from aiovec.statistics import VectorStatistics
 from aiovec.sub_env import SubEnv
 
@@ -118,6 +118,7 @@ class AsyncVectorEnv:
         self._start_task: asyncio.Task[None] | None = None
         self._start_waiters = 0
         self._close_task: asyncio.Task[None] | None = None
+        self._left: set[asyncio.Task[Any]] = set()  # rollouts that were cancelled, and are about to end
         self._plan = check_plan(
             env_fns,
             num_workers,
@@ -359,17 +360,26 @@ class AsyncVectorEnv:
     def terminate(self) -> None:
         """Ends the workers at once and frees everything, without `await`: from any place, also after the loop.
 
+        Where the loop runs, it frees the rest in its next turn, and tells the tasks that wait `ClosedEnvironmentError`.
         In a process that was forked from the vector's it does nothing: nothing is its own.
         """
+        self._terminate(is_at_work=self._loop is not None and self._loop.is_running())
+
+    def _terminate(self, *, is_at_work: bool) -> None:
         self._closed = True
         if os.getpid() != self._pid:
             return
-        task, loop = self._start_task, self._loop
-        if task is not None and loop is not None and not loop.is_closed():
-            if loop.is_running():  # in another thread, perhaps
-                loop.call_soon_threadsafe(task.cancel)
-            else:
-                task.cancel()
+        if self._started is not None:
+            self._started.pool.kill()
+        if is_at_work and self._loop is not None and not self._loop.is_closed():
+            # In another thread, or under this very call, which a signal has interrupted: ours goes on to its next await.
+            self._loop.call_soon_threadsafe(self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        if self._start_task is not None and self._loop is not None and not self._loop.is_closed():
+            self._start_task.cancel()
         if self._started is not None:
             self._started.pool.terminate()
             self._release_batches()
@@ -390,7 +400,9 @@ class AsyncVectorEnv:
                 source=self,
             )
         finally:  # also where warnings are errors
-            self.terminate()
+            # Nothing of ours is under way, but the loop may run in another thread than the collector.
+            in_its_thread = asyncio._get_running_loop() is self._loop  # noqa: SLF001  get_running_loop raises
+            self._terminate(is_at_work=not in_its_thread and self._loop is not None and self._loop.is_running())
 
     def _ready(self, command: str) -> Batches:
         """What calls go through, if this one may be made here and now."""
@@ -439,6 +451,8 @@ class AsyncVectorEnv:
         """
         if not self._closed and self._started is None:
             await self._start("reset()")
+        if self._left:
+            await asyncio.wait(self._left)
         batches = self._ready("reset()")
         call = batches.begin_reset(reset_targets(self._num_envs, seed, options, env_ids))
         replies = await batches.calls.answered(call)
@@ -576,16 +590,13 @@ class AsyncVectorEnv:
         collector = Collector(batches, plan.copy, plan.autoreset_mode, int(num_steps), int(groups))
         return await collector.collect(policy, pin_memory)
 
-    async def rollouts(
-        self, policy: Policy, num_steps: int, *, groups: int = 1, pin_memory: bool = False
-    ) -> AsyncIterator[Rollout]:
+    def rollouts(self, policy: Policy, num_steps: int, *, groups: int = 1, pin_memory: bool = False) -> Rollouts:
         """Iterates over `rollout` for ever, and collects the next one while the loop's body uses the last.
 
         The body must await for that: a learner in a thread, for instance, `await asyncio.to_thread(learn, rollout)`.
         The next rollout then acts by the policy as it is meanwhile. Who must learn from the very policy that acts calls
         `rollout` instead. What `rollout` raises ends the iteration; to leave the loop, or cancel it, cancels the
-        rollout that is being collected, whatever came of it, and leaves envs owed: `reset` takes care of them. Leave it within
-        `contextlib.aclosing`, as any asynchronous generator, for that to happen at once.
+        rollout that is being collected, whatever came of it, and leaves envs owed: `reset` takes care of them.
 
         Args:
             policy: As for `rollout`.
@@ -597,18 +608,11 @@ class AsyncVectorEnv:
         def collect() -> asyncio.Task[Rollout]:
             return asyncio.ensure_future(self.rollout(policy, num_steps, groups=groups, pin_memory=pin_memory))
 
-        collecting = collect()
-        try:
-            while True:
-                await asyncio.wait([collecting])
-                ready = [collecting.result()]  # a list: who is given a rollout is to be the only one who holds it
-                collecting = collect()
-                yield ready.pop()
-        finally:
-            collecting.cancel()
-            await asyncio.wait([collecting])
-            if not collecting.cancelled():
-                collecting.exception()  # nobody asks for it any more
+        def left(collecting: asyncio.Task[Rollout]) -> None:
+            self._left.add(collecting)
+            collecting.add_done_callback(self._left.discard)
+
+        return Rollouts(collect, left)
 
     # ---- single envs
 

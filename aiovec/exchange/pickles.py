@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import cloudpickle
 import tblib.pickling_support
 
-__all__ = ["dumps_to_parent", "dumps_to_worker", "dumps_with_tracebacks", "loads"]
+__all__ = ["dumps_to_parent", "dumps_to_worker", "dumps_with_tracebacks", "loads", "modules_needed"]
 
 # Of the code that a frame was running: line, last line, column, last column; as `co_positions` gives them.
 _Position = tuple[int | None, int | None, int | None, int | None]
@@ -57,6 +57,14 @@ def _dumps(value: Any, pickler: type[_Pickler]) -> bytes:
     with io.BytesIO() as file:
         pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
         return file.getvalue()
+
+
+def modules_needed(value: Any) -> set[str]:
+    """The modules from which a worker imports functions and classes that `dumps_to_worker` sends by name."""
+    with io.BytesIO() as file:
+        pickler = _RecordingPickler(file, protocol=pickle.HIGHEST_PROTOCOL)
+        pickler.dump(value)
+        return pickler.modules
 
 
 def loads(data: bytes | memoryview) -> Any:
@@ -109,6 +117,18 @@ def _rebuild_code(build: Any, arguments: tuple[Any, ...], filename: str) -> Code
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no stubs
     dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, _dispatch_table)
+
+
+class _RecordingPickler(_Pickler):
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol=protocol)
+        self.modules: set[str] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        reduced = super().reducer_override(obj)
+        if reduced is NotImplemented and isinstance(obj, (type, FunctionType)):  # by name
+            self.modules.add(obj.__module__)
+        return reduced
 
 
 class _ExceptionPickler(_Pickler):

@@ -131,6 +131,7 @@ class Calls:
         for future, command in waiting:
             if future is not None and not (future.done() or self._loop.is_closed()):
                 future.set_exception(ClosedEnvironmentError(command))
+                future.exception()  # whoever waits is told; where nobody does, nothing is amiss
 
     # ---- requests
 
@@ -498,6 +499,8 @@ class Calls:
             if time.perf_counter() - self._turn_began > _LONGEST_TURN_SECONDS:
                 await asyncio.sleep(0)
                 self._turn_began = time.perf_counter()
+                if self._ring is None:
+                    raise ClosedEnvironmentError("recv()")
             self.raise_untold_death()
             pending = self.num_owed()
             if min_envs is not None and min_envs > pending > 0:
@@ -787,6 +790,7 @@ class Calls:
         for call in concerned:
             if not call.missing:
                 self._complete(call)
+        for call in list(self.pending.values()):  # also where it had answered: its token may still lie there
             self._ask_apart(call, index)
 
     def _ask_apart(self, call: PendingCall, dead: int | None = None) -> None:
@@ -880,7 +884,9 @@ class Calls:
 
     def _fail_dead(self, call: PendingCall, index: int) -> None:
         """A call meets a worker that is dead already: it tells the death, if nobody has."""
-        death = self._deaths[index]
+        death = self._deaths.get(index)
+        if death is None:  # killed by a `terminate` in this very moment, of which every call is told
+            return
         self._untold = [untold for untold in self._untold if untold.env_ids != death.env_ids]
         self._heard(death.env_ids)
         self._fail(call, index, death.during(call.command))

@@ -8,6 +8,7 @@ so that other tasks get theirs between two steps.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -120,7 +121,8 @@ class InProcessWorker:
         """There is no process to signal."""
 
     def kill(self) -> None:
-        self._abandon()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: `terminate` follows
+            self._loop.call_soon_threadsafe(self._abandon)
 
     def terminate(self) -> None:
         self._abandon()

@@ -144,7 +144,7 @@ class Pool:
             WorkerStartError: The system gave none; the rest is as it was.
         """
         for index in indices:
-            if not self.workers[index].alive:
+            if not (self.workers[index].alive or self.calls.are_ending):
                 self._replace(index)
 
     def _replace(self, index: int, delay: float = 0.0, lost: Sequence[int] = ()) -> None:
@@ -347,7 +347,8 @@ class Pool:
         return replies
 
     def kill(self) -> None:
-        """Ends every worker at once; the `close` under way goes on behind that."""
+        """Ends every worker at once, from anywhere; `close`, which may be under way, or `terminate` frees the rest."""
+        self.calls.are_ending = True
         for worker in self.workers:
             if not worker.ended.is_set():
                 worker.kill()
@@ -362,13 +363,7 @@ class Pool:
                     future.cancel()
 
     def terminate(self) -> None:
-        """Ends every worker now, from anywhere, also without a loop."""
-        if self.loop.is_running() and asyncio._get_running_loop() is not self.loop:  # noqa: SLF001  get_running_loop raises
-            for worker in self.workers:
-                worker.kill()
-            # Descriptors are taken off the loop in the thread that runs it.
-            self.loop.call_soon_threadsafe(self.terminate)
-            return
+        """Ends every worker and frees everything, also without a loop; where one runs, in a callback of it."""
         for worker in self.workers:
             if not worker.ended.is_set():
                 worker.terminate()

@@ -7,8 +7,10 @@ cancelled on the way, nothing is left of what had been started.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import gymnasium as gym
@@ -166,14 +168,37 @@ async def _travelling(plan: StartPlan) -> tuple[Any, ...]:
     if plan.num_workers == 0:
         return plan.env_fns
 
-    def pickled() -> tuple[bytes, ...]:
-        by_id: dict[int, bytes] = {}
-        for env_fn in plan.env_fns:
-            if id(env_fn) not in by_id:
-                by_id[id(env_fn)] = pickles.dumps_to_worker(env_fn)
-        return tuple(by_id[id(env_fn)] for env_fn in plan.env_fns)
+    by_id = {id(env_fn): env_fn for env_fn in plan.env_fns}
 
-    return await in_thread(pickled)
+    def pickled() -> dict[int, bytes]:
+        return {key: pickles.dumps_to_worker(env_fn) for key, env_fn in by_id.items()}
+
+    if being_imported := _modules_being_imported():
+        needed = set[str]().union(*map(pickles.modules_needed, by_id.values()))
+        for module in needed.intersection(being_imported):
+            raise WorkerStartError(
+                range(len(plan.env_fns)),
+                f"the vector is started while {module!r} is being imported, where its envs come from: a worker would "
+                "import that, too, and start workers of its own. Start it in a function that is called later, or under "
+                "`if __name__ == '__main__'`",
+            )
+        by_key = pickled()  # another thread would wait for the end of the import, which waits for us
+    else:
+        by_key = await in_thread(pickled)
+    return tuple(by_key[id(env_fn)] for env_fn in plan.env_fns)
+
+
+def _modules_being_imported() -> list[str]:
+    """Those whose import, further up in this very thread, is what starts the vector."""
+    found: list[str] = []
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001  its documented name
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            spec = frame.f_globals.get("__spec__")
+            if getattr(spec, "_initializing", False):  # as the import system itself tells it
+                found.append(frame.f_globals["__name__"])
+        frame = frame.f_back
+    return found
 
 
 async def _map(pool: Pool, plan: StartPlan, spaces: VectorSpaces) -> Mapping[int, Any]:

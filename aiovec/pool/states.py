@@ -165,7 +165,7 @@ class EnvStates:
         return caller
 
     def settle_one(self, seq: int, env_index: int, has_ended: bool, waits_for_reset: bool) -> None:
-        """The answer of an env that was stepped by itself was taken: awaited → idle, or broken where nobody resets it.
+        """The answer of an env that was stepped by itself was taken: awaited or owed → idle, or broken where nobody resets it.
 
         Args:
             seq: The call.
@@ -173,7 +173,7 @@ class EnvStates:
             has_ended: Whether its episode has. Only a batch goes on after that, and resets it.
             waits_for_reset: Whether batches do not reset it either.
         """
-        if self._states[env_index] != _AWAITED or self._callers[env_index] != seq:
+        if self._states[env_index] not in (_AWAITED, _OWED) or self._callers[env_index] != seq:
             return  # its worker died behind the answer
         self._states[env_index] = _IDLE
         self._observed[env_index] = True

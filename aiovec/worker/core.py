@@ -155,10 +155,15 @@ class WorkerCore:
 
     def closing(self) -> Work[CallReply]:
         """Closes the envs that were built."""
-        self._slab = None
-        self._places.clear()
-        self._moving.clear()
-        return self._host.closing() if self._host is not None else Work([], lambda: CallReply([], []))
+        work = self._host.closing() if self._host is not None else Work([], lambda: CallReply([], []))
+
+        def reply() -> CallReply:
+            self._slab = None  # not before: a step that ends meanwhile is still to be answered
+            self._places.clear()
+            self._moving.clear()
+            return work.reply()
+
+        return Work(work.turns, reply)
 
     def answered_by(self, request: ResetRequest) -> Sequence[int]:
         """The envs that the answer to a reset is about."""

@@ -359,3 +359,40 @@ async def test_a_body_that_does_not_await_is_on_policy() -> None:
                 if action == 4:
                     break
         await envs.reset()
+
+
+@pytest.mark.parametrize("leave", ["break", "an exception"])
+@pytest.mark.parametrize("groups", [1, 2])
+async def test_a_loop_that_is_left_can_be_reset_at_once(leave: str, groups: int) -> None:
+    """Whatever the next rollout was doing: a reset, right behind the loop, takes care of it."""
+    async with aiovec.AsyncVectorEnv([Counter] * 4, num_workers=2) as envs:
+        for ticks in (0, 1, 2, 3, 5, 8):
+            await envs.reset()
+            try:
+                async for _ in envs.rollouts(
+                    lambda observations: np.zeros(len(observations), np.int64), 200, groups=groups
+                ):
+                    for _ in range(ticks):
+                        await asyncio.sleep(0)
+                    if leave == "break":
+                        break
+                    raise KeyError("the user's own")
+            except KeyError:
+                pass
+            observations, _ = await envs.reset()
+            assert (observations[:, 2] == 0).all()
+            await envs.step([0] * 4)
+
+
+async def test_an_iterator_of_rollouts_that_was_left() -> None:
+    """It has ended."""
+    async with aiovec.AsyncVectorEnv([Counter] * 2, num_workers=1) as envs:
+        await envs.reset()
+        rollouts = envs.rollouts(lambda _: np.zeros(2, np.int64), 3)
+        assert len((await anext(rollouts)).rewards) == 3
+        await rollouts.aclose()
+        await rollouts.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(rollouts)
+        await envs.reset()
+        await envs.step([0, 0])

@@ -254,6 +254,8 @@ async def test_a_group_of_the_env_is_one_failure(num_workers: int) -> None:
             await envs.step([1, 1, 1])
         assert [type(error) for error in caught.value.exceptions] == [ValueError, TypeError]
         assert_names(caught.value, 1, "step", in_parent=num_workers == 0)
+        parts = caught.value.split(ValueError)  # as `except*` does
+        assert [failure.env_index for part in parts for failure in failures(part)] == [1, 1]
 
 
 UNPICKLABLE = [(HoldsLock, "a lock"), (HoldsSocket, "a socket"), (FailsToLoad, "no load")]

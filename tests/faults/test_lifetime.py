@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fault_envs import BOUND_SECONDS, PASS_GATE, Dies, Gate, Gated, Says, exit_with_3, is_running
+from sample_envs import Counter
 
 import aiovec
 from aiovec import AlreadyPendingCallError, AsyncVectorEnv, ClosedEnvironmentError, ResetNeeded, WorkerDied, failures
@@ -827,3 +828,100 @@ async def test_a_worker_that_ends_in_close() -> None:
             with contextlib.suppress(WorkerDied):
                 await envs.close()
         assert envs.closed
+
+
+@pytest.mark.not_on_ray("Ray does not tell how a process has ended")
+async def test_a_worker_killed_behind_a_reply_too_large_for_its_area() -> None:
+    """It has answered, but not taken its token: the others are asked, so that the step ends all the same."""
+    env_fns = [functools.partial(DiesBehindItsReply, offset=index) for index in range(2)]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=2) as envs:
+        await envs.reset()
+        await envs.step([0, 0])
+        _, rewards, *_, infos = await envs.step([1, 2])
+        np.testing.assert_array_equal(rewards, [2, 2])
+        assert len(infos["text"][0]) == 20_000
+        with pytest.raises(WorkerDied, match="env 0 .*was killed by SIGKILL"):
+            await envs.step([0, 0])
+        await envs.reset()
+        await envs.step([0, 0])
+
+
+class DiesBehindItsReply(Counter):
+    """Action 1: the worker is killed at the moment at which it would take its token. Action 2 takes its time."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if action == 1:
+            from aiovec.worker import serve
+
+            serve.take_last = lambda _fd: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+            info["text"] = "x" * 20_000
+        elif action == 2:
+            time.sleep(0.2)
+        return observation, reward, terminated, truncated, info
+
+
+IMPORTED = """
+    import aiovec
+    import gymnasium as gym
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    class Own(CartPoleEnv):
+        pass
+
+    def build():
+        return {what}
+
+    envs = aiovec.BlockingVectorEnv([{env_fn}] * 2, num_workers=1)
+    try:
+        print(envs.reset()[0].shape)
+    finally:
+        envs.close()
+"""
+
+
+@pytest.mark.parametrize(("env_fn", "what"), [("Own", "None"), ("build", "CartPoleEnv()"), ("lambda: Own()", "None")])
+def test_a_start_within_the_import_of_what_the_envs_are(
+    env_fn: str, what: str, program: Callable[[str], Program], tmp_path: Path
+) -> None:
+    """A worker would import it, too, and start workers, whose import would …: refused at once, and never a hang."""
+    (tmp_path / "experiment.py").write_text(textwrap.dedent(IMPORTED.format(env_fn=env_fn, what=what)))
+    exitcode, _, errors = program("import experiment").run()
+    assert exitcode == 1
+    assert "while 'experiment' is being imported" in errors
+
+
+def test_a_start_within_the_import_of_something_else(program: Callable[[str], Program], tmp_path: Path) -> None:
+    """What a worker does not import is nothing to it."""
+    env_fn = "lambda: CartPoleEnv()"
+    (tmp_path / "experiment.py").write_text(textwrap.dedent(IMPORTED.format(env_fn=env_fn, what="None")))
+    assert "(2, 4)" in program("import experiment").output()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_terminate_in_a_signal_handler(loop: str, program: Callable[[str], Program]) -> None:
+    """The task that waits is told, although nothing else wakes the loop."""
+    output = program(f"""
+        import asyncio, signal, time
+        import aiovec, numpy as np, gymnasium as gym, uvloop
+
+        class Slow(gym.Env):
+            observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+            def reset(self, *, seed=None, options=None):
+                return np.zeros(1, np.float32), {{}}
+            def step(self, action):
+                time.sleep(60)
+
+        async def main():
+            async with aiovec.AsyncVectorEnv([Slow] * 2, num_workers=2) as envs:
+                await envs.reset()
+                signal.signal(signal.SIGALRM, lambda *_: envs.terminate())
+                signal.setitimer(signal.ITIMER_REAL, 0.3)
+                try:
+                    await envs.step([0, 0])
+                except aiovec.ClosedEnvironmentError as error:
+                    print("told:", error)
+
+        {"asyncio" if loop == "asyncio" else "uvloop"}.run(main())
+    """).output()
+    assert "told: step()" in output
