@@ -121,7 +121,7 @@ class Batches:
         try:
             prepared = calls.step_requests(self._given(self.actions.write(actions)))
         except BaseException:
-            self.states.settle(seq, {})  # nothing was sent: all are idle, as they were
+            self.states.undo(seq)
             raise
         return calls.post_step(prepared, seq)
 
@@ -151,7 +151,7 @@ class Batches:
 
     def step_result(self, call: PendingCall, replies: list[BatchReply | None]) -> StepResult:
         """What `step` returns, or raises."""
-        buffer = self._buffer(call.buffer)
+        buffer = self._rows_of(call)
         if not (replies or self._waits_for_reset or call.mended is not None):
             self.calls.done(call)  # the step path: nobody has anything to say
             self.states.settle(call.seq, {})
@@ -178,7 +178,7 @@ class Batches:
 
     def reset_result(self, call: PendingCall, replies: list[BatchReply | None]) -> ResetResult:
         """What `reset` returns, or raises."""
-        buffer = self._buffer(call.buffer)
+        buffer = self._rows_of(call)
         if call.mended is not None and call.mended.is_needed:
             dynamic, infos = self._completed(call, call.mended)
             self._settle_mended(call, call.mended, ())
@@ -241,9 +241,9 @@ class Batches:
         if call.buffer != HOME:
             arrays = self._ring.lend(call.buffer)
         elif self._is_lent_home:
-            arrays = self._buffer(HOME).observations
+            arrays = self._rows_of(call).observations
         else:
-            arrays = [array.copy() for array in self._buffer(HOME).observations]
+            arrays = [array.copy() for array in self._rows_of(call).observations]
         return self.layout.assemble(arrays, dynamic)
 
     def _whole(self, answers: Sequence[Answered]) -> tuple[list[list[Any]], dict[str, Any]]:
@@ -302,7 +302,7 @@ class Batches:
 
     def give_up_rollout(self, seq: int, calls: Sequence[PendingCall]) -> None:
         """A rollout ends before its time: what of its `calls` was not taken is owed, the other envs are idle."""
-        self.states.settle(seq, {})
+        self.states.undo(seq)
         self.episodes.restart()
         self.calls.give_up(calls)
 
@@ -369,7 +369,7 @@ class Batches:
             self.calls.stepped(frozenset(), call.env_ids)
         self._num_steps += len(env_ids)
         if self._failed_rows is not None:
-            self._failed_rows.keep(call.env_ids, self._buffer(call.buffer), dynamic)
+            self._failed_rows.keep(call.env_ids, self._rows_of(call), dynamic)
         return dynamic, parts
 
     # ---- of one env
@@ -394,7 +394,7 @@ class Batches:
 
     def _row(self, call: PendingCall, env_index: int) -> tuple[Any, dict[str, Any]]:
         """The observation of one env, and its info."""
-        buffer = self._buffer(HOME)
+        buffer = self._rows_of(call)
         dynamic, entries = self._rows(call, [env_index])
         if self._failed_rows is not None:
             self._failed_rows.keep([env_index], buffer, dynamic)
@@ -424,7 +424,7 @@ class Batches:
             raise failures
         is_mended = call.mended is not None and call.mended.is_needed
         self.calls.stepped(frozenset([env_index] if is_mended else ()), [env_index])
-        buffer = self._buffer(HOME)
+        buffer = self._rows_of(call)
         observation, info = self._row(call, env_index)
         reward = float(buffer.rewards[env_index])
         terminated, truncated = bool(buffer.terminations[env_index]), bool(buffer.truncations[env_index])
@@ -588,6 +588,17 @@ class Batches:
 
     # ---- rows
 
+    def _rows_of(self, call: PendingCall) -> Buffer:
+        """Where the rows of a call are."""
+        if call.saved:
+            call.kept = self._ring.home() if call.kept is None else call.kept
+            for index, saved in call.saved.items():
+                own = self.pool.workers[index].env_ids
+                for array, rows in zip(call.kept.arrays(), saved.arrays(), strict=True):
+                    array[own.start : own.stop] = rows
+            call.saved.clear()
+        return self._buffer(call.buffer) if call.kept is None else call.kept
+
     def _said(self, call: PendingCall) -> list[Answered]:
         """The replies that say something, with the envs of their rows."""
         return self._with_envs(call, self.calls.read(call))
@@ -608,7 +619,7 @@ class Batches:
         for env_ids, reply in answers:
             if reply.arrays:  # no memory is shared
                 rows = slice(env_ids.start, env_ids.stop) if isinstance(env_ids, range) else env_ids
-                for array, sent in zip(self._buffer(call.buffer).arrays(), reply.arrays, strict=True):
+                for array, sent in zip(self._rows_of(call).arrays(), reply.arrays, strict=True):
                     array[rows] = sent
         return answers
 
@@ -632,7 +643,7 @@ class Batches:
                 for position, env_index in enumerate(answered):
                     if env_index in wanted:
                         values[env_index] = [column[position] for column in reply.dynamic]
-                        for array, sent in zip(self._buffer(call.buffer).arrays(), reply.arrays, strict=False):
+                        for array, sent in zip(self._rows_of(call).arrays(), reply.arrays, strict=False):
                             array[env_index] = sent[position]
         dynamic = [[values[env_index][index] for env_index in env_ids] for index in range(len(self.layout.dynamic))]
         return dynamic, entries
@@ -643,9 +654,7 @@ class Batches:
         """Completes the rows of these envs, or of all, in a call in which some failed; see `FailedRows.complete`."""
         assert self._failed_rows is not None  # noqa: S101
         own = [worker.env_ids for worker in self.pool.workers]
-        return self._failed_rows.complete(
-            mended, call.resets, self._said(call), own, self._buffer(call.buffer), env_ids
-        )
+        return self._failed_rows.complete(mended, call.resets, self._said(call), own, self._rows_of(call), env_ids)
 
 
 def _by_call(chosen: Iterable[tuple[int, PendingCall]]) -> list[tuple[PendingCall, list[int]]]:

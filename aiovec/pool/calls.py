@@ -379,6 +379,8 @@ class Calls:
                 raise call.deaths[0]
             has_something_to_say = call.mended is not None or any(call.payloads.values())
             if has_something_to_say and call.is_to_be_read_in_a_thread():
+                if call.is_batch and call.buffer == HOME and self._ring is not None:
+                    call.kept = self._ring.home()  # meanwhile others may use it: a worker dies, and its envs are reset
                 replies = await in_thread(self.read, call)
             else:
                 replies = self.read(call) if has_something_to_say else []
@@ -779,6 +781,7 @@ class Calls:
         concerned = [call for call in self.pending.values() if index in call.missing]
         for call in concerned:  # who had ended the step, the dead one perhaps, has answered
             self._take_reply_areas(call, call.missing)
+        self._save_rows(index)
         waiting = [call for call in concerned if index in call.missing]
         for call in waiting:
             if call.is_sent:
@@ -792,6 +795,13 @@ class Calls:
                 self._complete(call)
         for call in list(self.pending.values()):  # also where it had answered: its token may still lie there
             self._ask_apart(call, index)
+
+    def _save_rows(self, index: int) -> None:
+        """Of calls that this worker has answered, while others have not: its envs may be reset before the answer is taken."""
+        own = self._workers[index].env_ids
+        for call in self.pending.values():
+            if call.is_batch and call.buffer == HOME and index in call.payloads and self._ring is not None:
+                call.saved[index] = self._ring.home(slice(own.start, own.stop))
 
     def _ask_apart(self, call: PendingCall, dead: int | None = None) -> None:
         """Workers that would answer a step by the tally, with the last of them, are to answer each for itself."""

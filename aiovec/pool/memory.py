@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from aiovec.errors import ClosedEnvironmentError
+from aiovec.errors import ClosedEnvironmentError, SlabMemoryError
 from aiovec.exchange.slab import Geometry, Slab, Strip, create_memory_file, mapped, private_memory, reserve_memory
 from aiovec.pool.threads import in_thread
 
@@ -73,7 +73,15 @@ class SlabMemory:
         task = asyncio.get_running_loop().create_task(self._grow(num_buffers, num_actions), name="aiovec slab grows")
         self._growing.add(task)
         task.add_done_callback(self._has_grown)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if task.cancelled() and own is not None and not own.cancelling():
+                raise ClosedEnvironmentError(
+                    "rollout()"
+                ) from None  # by `close`: whoever waits was not cancelled itself
+            raise
 
     async def _grow(self, num_buffers: int, num_actions: int) -> Strip:
         async with self._turn:
@@ -84,17 +92,15 @@ class SlabMemory:
             strip = Strip(slab.num_buffers, num_buffers, num_actions, self._end)
             # A copy of the descriptor, since the vector may be closed meanwhile, and the number used anew. Whoever takes
             # it out of the list closes it: the thread, or we where there never was one.
-            fds = [os.dup(self.fd)] if self._shared and self.fd >= 0 else []
+            try:
+                fds = [os.dup(self.fd)] if self._shared and self.fd >= 0 else []
+            except OSError as error:
+                raise SlabMemoryError(nbytes, str(error)) from error
             try:
                 if fds:
                     memory = await in_thread(_reserved, fds, nbytes, strip.offset)
                 else:
                     memory = await in_thread(private_memory, nbytes)
-            except asyncio.CancelledError:
-                if not self._is_closed:
-                    raise
-                # Whoever waits for it is not to think that it was cancelled itself.
-                raise ClosedEnvironmentError("rollout()") from None
             finally:
                 with contextlib.suppress(IndexError):
                     os.close(fds.pop())

@@ -8,6 +8,7 @@ from typing import Any
 from aiovec.errors import EnvTimeoutError, WorkerDied
 from aiovec.exchange.messages import ResetRequest
 from aiovec.exchange.replies import Apart, is_to_be_read_in_a_thread
+from aiovec.exchange.slab import Buffer
 from aiovec.pool.answer import Answer
 from aiovec.pool.mended import Mended
 from aiovec.pool.ring import Lease
@@ -40,6 +41,8 @@ class PendingCall:
         is_together: Its workers answer by the tally: the last of them for all.
         group: Of a step: which group of envs; see `exchange.groups`.
         resets: Of a reset: what it asks, by worker.
+        saved: Rows of workers that have answered and then died, by worker: others may reset their envs meanwhile.
+        kept: A copy of its rows, taken when it was answered, where reading the rest of the answer takes long.
         lease: Of a rollout, which sees to its calls itself: the memory that they write.
     """
 
@@ -57,12 +60,14 @@ class PendingCall:
         "is_dropped",
         "is_sent",
         "is_together",
+        "kept",
         "lease",
         "mended",
         "missing",
         "payloads",
         "replies",
         "resets",
+        "saved",
         "seq",
     )
 
@@ -94,6 +99,8 @@ class PendingCall:
         self.is_together: bool = False
         self.group: int = 0
         self.lease: Lease | None = None
+        self.kept: Buffer | None = None
+        self.saved: dict[int, Buffer] = {}
         self.resets: Mapping[int, ResetRequest] = _NO_RESETS
         self.began: float = 0.0
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from aiovec.exchange.slab import Slab, Strip, StripArrays
+from aiovec.exchange.slab import Buffer, Slab, Strip, StripArrays
 
 __all__ = ["HOME", "LENT_FROM_NBYTES", "Lease", "Ring", "RolloutStrips"]
 
@@ -27,6 +27,7 @@ HOME = 0
 LENT_FROM_NBYTES = 1 << 16
 
 _POISON = 0xFF  # floats are NaN then, integers -1 or their largest
+_EVERY_ROW = slice(None)
 
 
 class Ring:
@@ -73,6 +74,12 @@ class Ring:
             for array in self._slab.buffer(HOME).observations:
                 array.view(np.uint8)[...] = _POISON
         return HOME
+
+    def home(self, rows: slice = _EVERY_ROW) -> Buffer:
+        """A copy of what the home buffer holds."""
+        home = self._slab.buffer(HOME).rows(rows)
+        observations = [array.copy() for array in home.observations]
+        return Buffer(observations, home.rewards.copy(), home.terminations.copy(), home.truncations.copy())
 
     def give_back(self, buffer: int) -> None:
         """A buffer of a call whose answer nobody will read; those of rollouts come back by themselves."""

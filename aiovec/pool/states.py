@@ -249,6 +249,15 @@ class EnvStates:
             if mine[env_index]:
                 self._states[env_index] = _IDLE
 
+    def undo(self, seq: int) -> None:
+        """The call asks for nothing, or for nothing more: awaited → idle; whoever had no observation has none."""
+        if self._caller_of_all == seq:
+            self._all_idle, self._caller_of_all = True, 0
+            return
+        self._spread()
+        self._states[self._mine(seq, _AWAITED)] = _IDLE
+        self._all_idle = not self._states.any()
+
     def interrupt(self, seq: int) -> None:
         """Nobody will take the answer of this call, or any of it: awaited → broken."""
         self._spread()

@@ -143,7 +143,7 @@ class Envs:
                 outcome.infos.append((row, info))
             writer.set_observation(row, self.observations[row])
         except BaseException as exception:  # noqa: BLE001
-            self._fail(row, exception, outcome)
+            self._fail(row, exception, writer, outcome)
 
     def _stepping(self, row: int, action: Any, writer: RowWriter) -> Turn[dict[str, Any]]:
         transition = yield EnvCall(Phase.STEP, functools.partial(self.calls[row], action))
@@ -215,7 +215,13 @@ class Envs:
             writer.set_outcome(row, 0.0, False, False)
             writer.set_observation(row, self.observations[row])
         except BaseException as exception:  # noqa: BLE001
-            self._fail(row, exception, outcome)
+            self._fail(row, exception, writer, outcome)
+
+    def repeating(self, row: int, writer: RowWriter, outcome: Outcome) -> Turn[None]:
+        """Writes the last observation again, of an env that is not reset where others are."""
+        writer.set_outcome(row, 0.0, False, False)
+        outcome.errors.update(writer.write_some([row], [self.observations[row]]))
+        yield from ()
 
     def _building_anew(self, row: int) -> Turn[None]:
         error = self._unbuilt[row]
@@ -236,7 +242,8 @@ class Envs:
         yield from self._building(row)
         del self._unbuilt[row]
 
-    def _fail(self, row: int, exception: BaseException, outcome: Outcome) -> None:
+    def _fail(self, row: int, exception: BaseException, writer: RowWriter, outcome: Outcome) -> None:
+        writer.set_outcome(row, 0.0, False, False)
         outcome.errors[row] = exception
         outcome.known.add(row)
         self.has_failed(row, exception)

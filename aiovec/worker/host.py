@@ -240,14 +240,9 @@ class EnvHost:
             for row, action in zip(rows, actions, strict=False)
         ]
 
-        def reply() -> BatchReply | None:
-            for row in outcome.errors:
-                writer.set_outcome(row, 0.0, False, False)
-            if group is not None:
-                return self._part_reply(group, outcome, "step")
-            return self._whole_reply(outcome, "step")
-
-        return Work(turns, reply)
+        if group is not None:
+            return Work(turns, lambda: self._part_reply(group, outcome, "step"))
+        return Work(turns, lambda: self._whole_reply(outcome, "step"))
 
     def stepping_one(self, row: int, action: Any, writer: RowWriter, autoreset: bool) -> Work[BatchReply | None]:
         """Steps one env by itself, and writes its row; `autoreset`: see `Envs.stepping`."""
@@ -269,14 +264,10 @@ class EnvHost:
         if request.rows is not None and not request.whole_batch:
             return Work(turns, lambda: self._part_reply(request.rows or (), outcome, "reset"))
 
-        def reply() -> BatchReply | None:
-            others = [row for row in every if request.rows is not None and row not in request.rows]
-            for row in [*others, *outcome.errors]:
-                writer.set_outcome(row, 0.0, False, False)
-            outcome.errors.update(writer.write_some(others, [self.rows.observations[row] for row in others]))
-            return self._whole_reply(outcome, "reset")
-
-        return Work(turns, reply)
+        # Each in its own turn: by the time of the reply another call may write some of these rows.
+        others = [row for row in every if request.rows is not None and row not in request.rows]
+        turns += [(row, self.rows.repeating(row, writer, outcome)) for row in others]
+        return Work(turns, lambda: self._whole_reply(outcome, "reset"))
 
     # ---- observe
 

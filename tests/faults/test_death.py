@@ -558,3 +558,24 @@ async def test_no_worker_for_lack_of_descriptors() -> None:
         assert await envs.get_attr("steps", env_ids=[0, 1]) == (0, 0)
         await envs.reset()
         await envs.step([0] * NUM_ENVS)
+
+
+async def test_rows_of_a_worker_that_has_answered_and_died(gate: Gate) -> None:
+    """The others still step while another task resets its envs: the step has its own rows all the same."""
+    async with asyncio.timeout(BOUND_SECONDS), at_the_gate(gate) as envs:
+        await envs.reset()
+        await envs.step([0] * NUM_ENVS)
+        step = asyncio.create_task(envs.step([0, PASS_GATE, 0, 0]))
+        await gate.arrived()
+        assert await envs.get_attr("steps", env_ids=[2]) == (2,)  # behind the step
+        worker = mortal_worker(envs)
+        os.kill(worker.pid, signal.SIGKILL)
+        await worker.ended.wait()
+        observations, _ = await envs.reset(env_ids=[2, 3])
+        np.testing.assert_array_equal(observations, [[2, 1, 0], [3, 1, 0]])
+        gate.open()
+        observations, rewards, *_ = await step
+        np.testing.assert_array_equal(observations, [[index, 1, 2] for index in range(NUM_ENVS)])
+        np.testing.assert_array_equal(rewards, [2] * NUM_ENVS)
+        observations, *_ = await envs.step([0] * NUM_ENVS)
+        np.testing.assert_array_equal(observations[:, 2], [3, 3, 1, 1])

@@ -1237,3 +1237,23 @@ async def test_batches_end_when_nothing_is_owed() -> None:
             async for _ in envs.batches():
                 pass
         assert [batch.env_ids.tolist() async for batch in envs.batches()] == [[2]]
+
+
+async def test_a_refused_step_of_a_single_env_that_was_cancelled() -> None:
+    """`recv` tells that it needs a reset, once; then nothing is owed."""
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        AsyncVectorEnv([functools.partial(Counter, 1)] * 2, num_workers=1) as envs,
+    ):
+        await envs.reset()
+        await envs.send([0], [0])
+        assert (await envs.recv()).terminations.tolist() == [True]
+        step = asyncio.create_task(envs[0].step(0))
+        await asyncio.sleep(0)
+        step.cancel()
+        await asyncio.wait([step])
+        with pytest.raises(ResetNeeded, match="env 0 ended its episode"):
+            await envs.recv()
+        with pytest.raises(NoAsyncCallError):
+            await envs.recv()
+        await envs.step([0, 0])

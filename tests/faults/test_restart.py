@@ -16,8 +16,17 @@ import pytest
 from fault_envs import BOUND_SECONDS, context_of_loop, end_with_sigkill, hang_in_c, segfault
 from flaky_envs import SLOW, Flaky, Unlucky, raise_an_error
 from gymnasium.vector import AutoresetMode
+from sample_envs import Counter
 
-from aiovec import AsyncVectorEnv, CrashLoopError, EnvTimeoutError, WorkerDied, failures
+from aiovec import (
+    AsyncVectorEnv,
+    CrashLoopError,
+    EnvTimeoutError,
+    InvalidActionsError,
+    ResetNeeded,
+    WorkerDied,
+    failures,
+)
 
 NUM_ENVS = 4
 FAILING = 2
@@ -368,3 +377,25 @@ async def test_an_env_that_is_stuck_while_it_is_built_anew(tmp_path: Path) -> No
         stuck.unlink()
         await envs.reset()
         await envs.step([0] * NUM_ENVS)
+
+
+@pytest.mark.not_on_ray("an actor that is killed ends soon, not at once")
+async def test_a_refused_step_gives_no_env_an_observation() -> None:
+    """One that was lost has none to repeat, before and after actions that do not fit."""
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        AsyncVectorEnv(
+            [Counter] * 2, num_workers=2, on_failure="restart", autoreset_mode=AutoresetMode.DISABLED
+        ) as envs,
+    ):
+        await envs.reset()
+        worker = envs._started.pool.workers[0]  # type: ignore[union-attr]
+        os.kill(worker.pid, signal.SIGKILL)
+        await worker.ended.wait()
+        masked = {"reset_mask": np.array([False, True])}
+        for _ in range(2):
+            with pytest.raises(ResetNeeded):
+                await envs.reset(options=masked)
+            with pytest.raises(InvalidActionsError):
+                await envs.step([0, 0, 0])
+        await envs.reset()

@@ -187,3 +187,53 @@ async def test_a_close_that_meets_a_stuck_thread_is_bounded(gate: Gate) -> None:
         await envs.reset()
         await envs.close()
     assert Path(log).read_text() == "close 0\n"
+
+
+@pytest.mark.parametrize("how", ["a mask", "an error"])
+async def test_a_late_reset_writes_no_row_of_a_later_step(how: str, gate: Gate) -> None:
+    """It was cancelled, and env 1, which is not in it any more, has been stepped meanwhile."""
+    env_fns: list[Any] = [
+        functools.partial(Gated, gate.key, at="reset"),
+        functools.partial(Faulty, "reset", an_error, offset=1),
+    ]
+    async with (
+        asyncio.timeout(BOUND_SECONDS),
+        AsyncVectorEnv(env_fns, num_workers=1, context="fork", threads_per_worker=2) as envs,
+    ):
+        await envs.reset()
+        options: dict[str, Any] = {"gate": True}
+        options |= {"reset_mask": np.array([True, False])} if how == "a mask" else {"fail": True}
+        reset = asyncio.create_task(envs.reset(options=options))
+        await gate.arrived()
+        reset.cancel()
+        await asyncio.wait([reset])
+        if how == "an error":
+            await envs.reset(env_ids=[1])
+        for _ in range(3):
+            await envs.send([0], [1])
+            await envs.recv()
+        await envs.send([0], [1])
+        while envs.statistics().pending[-1].env_ids != (0,):
+            await asyncio.sleep(0.001)
+        gate.open()
+        await envs.get_attr("steps")  # behind the reset
+        batch = await envs.recv(2)
+        row = batch.env_ids.tolist().index(1)
+        assert (batch.rewards[row], batch.observations[row, 2]) == (4, 4)
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+async def test_a_step_that_ends_while_the_vector_is_being_closed(shared_memory: bool, gate: Gate) -> None:
+    """Whatever it gives, it is no error of ours."""
+    env_fns = [functools.partial(Gated, gate.key, offset=index) for index in range(2)]
+    async with asyncio.timeout(BOUND_SECONDS):
+        envs = AsyncVectorEnv(env_fns, num_workers=1, context="fork", threads_per_worker=2, shared_memory=shared_memory)
+        await envs.reset()
+        step = asyncio.create_task(envs.step([PASS_GATE, 0]))
+        await gate.arrived()
+        close = asyncio.create_task(envs.close())
+        await turns()
+        gate.open()
+        await close
+        _, rewards, *_ = await step
+        np.testing.assert_array_equal(rewards, [1, 1])
