@@ -211,7 +211,9 @@ class Batches:
         self.states.settle(call.seq, failed, ended)
         if records:
             self._keep_rest(call, failed)
-            raise as_one_exception(call.command, records)
+            asked = set(self.states.asked_by(call.seq))  # a request that does not load names all envs of its worker
+            of_asked = [record for record in records if record.env_index in asked]
+            raise as_one_exception(call.command, of_asked or records)
 
     def _settle_mended(self, call: PendingCall, mended: Mended, ended: Sequence[int]) -> None:
         """Takes an answer in which envs failed; raises for those that failed too often."""

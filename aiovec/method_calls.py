@@ -33,7 +33,12 @@ class MethodCall(NamedTuple):
     def result(self, call: PendingCall, replies: Sequence[CallReply]) -> tuple[Any, ...]:
         """One result an env; raises what envs raised."""
         self.batches.calls.done(call)
-        records = [record for reply in replies for record in reply.failures]
+        records = [
+            record
+            for env_ids, reply in zip(self.by_worker.values(), replies, strict=True)
+            for record in reply.failures
+            if record.env_index in env_ids  # a request that does not load names all envs of its worker
+        ]
         if records:
             raise as_one_exception(records[0].command, records)  # "call('nope')", of each of them
         results: dict[int, Any] = {}

@@ -202,8 +202,29 @@ class Laden(Exception):
         self.load = load
 
 
+class Sealed(Exception):
+    """Forbids attributes to be set, those of every exception too."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise TypeError(f"{name} is not to be set")
+
+
+def sealed_error() -> Exception:
+    return Sealed("An error occurred.")
+
+
 def _refuse_to_load(what: str) -> NoReturn:
-    raise LookupError(f"{what} that does not load")
+    raise Sealed(what) if what == "what is sealed" else LookupError(f"{what} that does not load")
+
+
+class FailsInWorker:
+    """Pickles, but does not load in the worker."""
+
+    def __init__(self, what: str = "a request") -> None:
+        self.what = what
+
+    def __reduce__(self) -> Any:
+        return _refuse_to_load, (self.what,)
 
 
 class FailsToUnpickle:

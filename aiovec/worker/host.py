@@ -402,7 +402,7 @@ def _leave_out_our_frames(exception: BaseException) -> None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        one.__traceback__ = without_our_frames(one.__traceback__) or one.__traceback__
+        BaseException.with_traceback(one, without_our_frames(one.__traceback__) or one.__traceback__)
         left += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             left += one.exceptions

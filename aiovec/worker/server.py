@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
+from aiovec.errors import add_note
 from aiovec.exchange import pickles, replies, step_each
 from aiovec.exchange.actions import ActionColumns
 from aiovec.exchange.failures import FailureRecord, capture
@@ -283,7 +284,7 @@ class Server:
 
     def _refusal(self, frame: Frame, exception: Exception, env_ids: Sequence[int]) -> bytes:
         command = "step" if frame.kind in _STEPS else FrameKind(frame.kind).name.lower()
-        exception.add_note("the worker could not read the request, or could not pickle its answer")
+        add_note(exception, "the worker could not read the request, or could not pickle its answer")
         failures = [self._capture(exception, env_index, command) for env_index in env_ids]
         if frame.kind == FrameKind.BUILD:
             return replies.dumps(BuildReply([], {}, None, [], failures))

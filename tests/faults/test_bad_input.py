@@ -14,17 +14,32 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from fault_envs import BOUND_SECONDS, PASS_GATE, Gate, Gated, Recorded, Spaces, Structured, is_running, turns
+from fault_envs import (
+    BOUND_SECONDS,
+    PASS_GATE,
+    FailsInWorker,
+    Gate,
+    Gated,
+    Recorded,
+    Spaces,
+    Structured,
+    is_running,
+    turns,
+)
 from sample_envs import Counter
 
 from aiovec import (
     AlreadyPendingCallError,
     AsyncVectorEnv,
     ClosedEnvironmentError,
+    CrashLoopError,
     InvalidActionsError,
     NotStartedError,
+    RemoteError,
+    ResetNeeded,
     SpaceMismatchError,
     WrongLoopError,
+    failures,
     make_vec,
 )
 
@@ -184,6 +199,50 @@ async def test_what_cannot_travel_to_workers_touches_none(use: Callable[[AsyncVe
             await use(envs)
         observations, *_ = await envs.step([0, 0, 0])
         np.testing.assert_array_equal(observations, rows([0, 1, 1], [1, 1, 1], [2, 1, 1]))
+
+
+UNLOADABLE: dict[str, tuple[Callable[[AsyncVectorEnv, Any], Awaitable[Any]], str]] = {
+    "options": (lambda envs, bad: envs.reset(options={"bad": bad}, env_ids=[0]), "reset"),
+    "options of one": (lambda envs, bad: envs[0].reset(options={"bad": bad}), "reset"),
+    "options with a mask": (
+        lambda envs, bad: envs.reset(options={"bad": bad, "reset_mask": np.array([True, False, False])}), "reset"
+    ),
+    "arguments of call": (lambda envs, bad: envs.call("_observation", bad, env_ids=[0]), "call"),
+    "values of set_attr": (lambda envs, bad: envs.set_attr("length", bad, env_ids=[0]), "set_attr"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("use", "command"), UNLOADABLE.values(), ids=UNLOADABLE.keys())
+@pytest.mark.parametrize("on_failure", ["raise", "restart"])
+async def test_what_does_not_load_in_a_worker_fails_the_envs_that_were_asked(
+    use: Callable[[AsyncVectorEnv, Any], Awaitable[Any]], command: str, on_failure: str
+) -> None:
+    """The worker cannot know which these are, and has others too."""
+    options: dict[str, Any] = {"on_failure": on_failure, "max_restarts": 1}
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(counters(), num_workers=1, **options) as envs:
+        await envs.reset()
+        with pytest.raises((LookupError, CrashLoopError)) as caught:
+            await use(envs, FailsInWorker())
+        assert [failure.env_index for failure in failures(caught.value)] == [0]
+        if command == "reset":
+            assert [batch.env_ids.tolist() async for batch in envs.batches()] == []
+            with pytest.raises(ResetNeeded) as refused:
+                await envs.step([0, 0, 0])
+            assert refused.value.env_ids == (0,)
+            await envs.reset(env_ids=[0])
+        observations, *_ = await envs.step([0, 0, 0])
+        assert observations[:, 2].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+async def test_what_raises_a_sealed_exception_where_it_is_loaded(num_workers: int) -> None:
+    """The worker's note to it is no attribute that its class could refuse."""
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(counters(), num_workers=num_workers) as envs:
+        await envs.reset()
+        with pytest.raises(RemoteError, match="Sealed: what is sealed"):
+            await envs.call("_observation", FailsInWorker("what is sealed"), env_ids=[0])
+        observations, *_ = await envs.step([0, 0, 0])
+        assert observations[:, 2].tolist() == [1, 1, 1]
 
 
 async def test_an_env_fn_that_cannot_travel() -> None:

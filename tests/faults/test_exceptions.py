@@ -36,6 +36,7 @@ from fault_envs import (
     not_an_env,
     observes_a_lock,
     os_error,
+    sealed_error,
     unloadable,
     with_a_generator,
     with_a_lock,
@@ -291,6 +292,18 @@ async def test_a_worker_frees_what_an_exception_held(moment: str) -> None:
                 await (envs.step([1, 1]) if moment == "step" else envs.reset(options={"fail": True}))
             await envs.reset()
         assert await envs.call("descriptors") == before
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+async def test_an_exception_that_forbids_attributes_fails_its_env_alone(num_workers: int) -> None:
+    """The worker cuts its traceback past its class."""
+    env_fns = faulty("step", sealed_error)
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=num_workers) as envs:
+        await envs.reset()
+        with pytest.raises(RemoteError, match="Sealed: An error occurred") as caught:
+            await envs.step([1, 1, 1])
+        assert_names(caught.value, 1, "step", in_parent=False)
+        assert (await envs.recv()).env_ids.tolist() == [0, 2]
 
 
 async def test_an_exception_without_text_does_not_hide_the_failure() -> None:
