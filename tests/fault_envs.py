@@ -415,6 +415,20 @@ def observes_a_lock(right: Any) -> Any:
     return (threading.Lock(), *right[1:])
 
 
+def holds_itself(right: Any) -> Any:
+    """The right result, but a dict of its info holds itself."""
+    endless: dict[str, Any] = {}
+    endless["again"] = endless
+    return (*right[:-1], {"steps": 1, "endless": endless})
+
+
+def holds_itself_in_a_list(right: Any) -> Any:
+    """The right result, and a list of its info holds itself."""
+    endless: list[Any] = []
+    endless.append(endless)
+    return (*right[:-1], {"endless": endless})
+
+
 def unloadable(right: Any) -> Any:
     """The right result, but its info, or all of it, pickles and does not load."""
     return (*right[:-1], {"bad": FailsToLoad()}) if isinstance(right, tuple) else FailsToLoad()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aiovec.errors import InvalidEnvResultError
 from aiovec.exchange import packed_infos
 from aiovec.exchange.packed_infos import PackedInfos
 
@@ -27,14 +28,19 @@ Column = tuple[list[int] | None, "list[Any] | tuple[Any, ...] | npt.NDArray[Any]
 Columns = dict[str, Column]
 
 _EXACT_NUMBERS = (int, float, bool)
+_DEEPEST = 100  # dicts within dicts: one that is nested deeper, most often, holds itself
 
 
-def collect(entries: Iterable[tuple[int, dict[str, Any]]], num_rows: int) -> Columns:
+def collect(entries: Iterable[tuple[int, dict[str, Any]]], num_rows: int, path: tuple[str, ...] = ()) -> Columns:
     """The columns of one worker.
 
     Args:
         entries: Env index and info, ascending; an env may come twice if its keys differ.
         num_rows: How many envs the worker holds.
+        path: The keys that have led here.
+
+    Raises:
+        InvalidEnvResultError: An env's dicts are nested without end.
     """
     gathered: dict[str, tuple[list[int], list[Any]]] = {}
     for env_index, info in entries:
@@ -47,24 +53,30 @@ def collect(entries: Iterable[tuple[int, dict[str, Any]]], num_rows: int) -> Col
                 column[1].append(value)
     columns: Columns = {}
     for key, (env_ids, values) in gathered.items():
-        columns[key] = (None if len(env_ids) == num_rows else env_ids, _compact(key, env_ids, values))
+        columns[key] = (None if len(env_ids) == num_rows else env_ids, _compact((*path, key), env_ids, values))
     return columns
 
 
 def _compact(
-    key: str, env_ids: list[int], values: list[Any]
+    path: tuple[str, ...], env_ids: list[int], values: list[Any]
 ) -> list[Any] | tuple[Any, ...] | npt.NDArray[Any] | Columns:
     first = values[0]
     if type(first) in _EXACT_NUMBERS and set(map(type, values)) == {type(first)}:
         return tuple(values)
-    if key == "final_obs":
+    if path[-1] == "final_obs":
         return values
-    if isinstance(first, dict) and all(isinstance(value, dict) for value in values):
-        return collect(zip(env_ids, values, strict=True), -1)
     if type(first) is np.ndarray and first.ndim and first.dtype.kind != "O":
         shape, dtype = first.shape, first.dtype
         if all(type(value) is np.ndarray and value.shape == shape and value.dtype == dtype for value in values):
             return np.stack(values)
+    dicts = [(env_index, value) for env_index, value in zip(env_ids, values, strict=True) if isinstance(value, dict)]
+    if dicts and len(path) > _DEEPEST:
+        expected, got = f"dicts nested at most {_DEEPEST} deep", "deeper ones, or one that holds itself"
+        raise InvalidEnvResultError(dicts[0][0], f"info {path[0]!r}", expected, got)
+    if len(dicts) == len(values):
+        return collect(dicts, -1, path)
+    for item in dicts:  # beside something else they stay as they are, but in another batch they may be merged
+        collect([item], -1, path)
     return values
 
 

@@ -317,25 +317,41 @@ class EnvHost:
         return self._reply(outcome, self._dynamic_columns(given), command)
 
     def _reply(self, outcome: Outcome, dynamic: list[list[Any]], command: str) -> BatchReply:
-        infos, entries, errors = outcome.infos, outcome.entries, outcome.errors
-        for row, info in infos:
+        errors = outcome.errors
+        for row, info in outcome.infos:
             checked: Any = info
             if row not in errors and not isinstance(checked, dict):
                 errors[row] = InvalidEnvResultError(self.env_ids[row], "info", "a dict", shape_of(info))
-        first = self.env_ids.start
-        if errors:
-            infos = [(row, info) for row, info in infos if row not in errors]
-            entries = [(env_index, final) for env_index, final in entries if env_index - first not in errors]
+        columns = self._columns(outcome)
         for row, error in errors.items():
             if row not in outcome.known:
                 self.rows.has_failed(row, error)
-        finals = bool(entries)
-        entries = entries + [(first + row, info) for row, info in infos]
-        if finals:  # Gymnasium's order of keys: env by env, the final ones of each first
-            entries.sort(key=operator.itemgetter(0))
         failures = self._failures(errors, command)
         errors.clear()  # held by a frame that they hold themselves: they would stay until the collector runs
-        return BatchReply(infos_.collect(entries, len(self.env_ids)) if entries else {}, dynamic, failures)
+        return BatchReply(columns, dynamic, failures)
+
+    def _columns(self, outcome: Outcome) -> infos_.Columns:
+        """The infos of the rows that have not failed; those whose dicts are nested without end fail here."""
+        first, errors = self.env_ids.start, outcome.errors
+        entries = outcome.entries + [(first + row, info) for row, info in outcome.infos]
+        if errors:
+            entries = [(env_index, info) for env_index, info in entries if env_index - first not in errors]
+        if outcome.entries:  # Gymnasium's order of keys: env by env, the final ones of each first
+            entries.sort(key=operator.itemgetter(0))
+        try:
+            return infos_.collect(entries, len(self.env_ids))
+        except InvalidEnvResultError:  # whose are they?
+            errors.update(self._nested_without_end(entries))
+        return self._columns(outcome)
+
+    def _nested_without_end(self, entries: list[tuple[int, dict[str, Any]]]) -> dict[int, BaseException]:
+        errors: dict[int, BaseException] = {}
+        for env_index, info in entries:
+            try:
+                infos_.collect([(env_index, info)], -1)
+            except InvalidEnvResultError as error:
+                errors[env_index - self.env_ids.start] = error
+        return errors
 
     def has_failed(self, env_index: int, exception: BaseException) -> None:
         """What an env gave cannot be sent."""

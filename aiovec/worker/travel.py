@@ -38,7 +38,7 @@ def dumps_batch_reply(reply: BatchReply, answered: Sequence[int], command: str, 
     columns = reply.infos
     if isinstance(columns, PackedInfos):
         return replies.dumps(reply)
-    if _columns_are_plain(columns) and all(_is_plain(column) for column in reply.dynamic):
+    if _needs_no_trial(reply, columns):
         return replies.dumps(reply)
     try:
         data = replies.dumps(reply)
@@ -125,6 +125,13 @@ def _explained(env_index: int, what: str, fault: _Fault) -> InvalidEnvResultErro
     explained = InvalidEnvResultError(env_index, what, expected, f"{type(error).__name__}: {error}")
     explained.__cause__ = error
     return explained
+
+
+def _needs_no_trial(reply: BatchReply, columns: infos.Columns) -> bool:
+    try:
+        return _columns_are_plain(columns) and all(_is_plain(column) for column in reply.dynamic)
+    except RecursionError:  # a list that holds itself: pickle knows what to do with it
+        return False
 
 
 def _columns_are_plain(columns: infos.Columns) -> bool:

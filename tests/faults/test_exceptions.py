@@ -33,6 +33,8 @@ from fault_envs import (
     an_error,
     error_with_everything,
     group_of_its_own,
+    holds_itself,
+    holds_itself_in_a_list,
     not_an_env,
     observes_a_lock,
     os_error,
@@ -583,6 +585,39 @@ async def test_an_info_that_cannot_travel_fails_its_env_alone(num_workers: int, 
         await envs.reset(env_ids=[1])
         observations, *_ = await envs.step([0, 0, 0])
         assert observations[:, 2].tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+async def test_an_info_that_holds_itself_fails_its_env_alone(num_workers: int) -> None:
+    """Gymnasium would descend into it for ever; the env is named, whoever is asked beside it."""
+    env_fns = [functools.partial(Returns, holds_itself, offset=index) for index in range(3)]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=num_workers) as envs:
+        await envs.reset()
+        for command, call in (
+            ("step", lambda: envs.step([0, 1, 0])),
+            ("reset", lambda: envs.reset(options={"wrong": True}, env_ids=[1])),
+        ):
+            with pytest.raises(InvalidEnvResultError, match="env 1 .*info 'endless'.*holds itself") as caught:
+                await call()
+            assert_names(caught.value, 1, command, in_parent=num_workers == 0)
+        await envs.reset(env_ids=[1])
+        with pytest.raises(ExceptionGroup) as group:
+            await envs.step([1, 1, 1])
+        assert [failure.env_index for failure in failures(group.value)] == [0, 1, 2]
+        await envs.reset()
+        observations, *_ = await envs.step([0, 0, 0])
+        assert observations[:, 2].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+async def test_a_list_that_holds_itself_arrives(num_workers: int) -> None:
+    """Nobody descends into a list."""
+    env_fns = [functools.partial(Returns, holds_itself_in_a_list, offset=index) for index in range(3)]
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=num_workers) as envs:
+        await envs.reset()
+        *_, infos = await envs.step([0, 1, 0])
+        endless = infos["endless"][1]
+        assert endless[0] is endless
 
 
 @pytest.mark.parametrize(("result", "key"), [(with_a_lock, "lock"), (with_a_generator, "generator")])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.strategies import same
 
+from aiovec.errors import InvalidEnvResultError
 from aiovec.exchange.infos import collect, merge, of_rows
 
 Info = dict[str, Any]
@@ -217,6 +218,30 @@ def reordered(infos: Info, env_ids: list[int]) -> Info:
     return {
         key: reordered(value, env_ids) if isinstance(value, dict) else value[env_ids] for key, value in infos.items()
     }
+
+
+def nested(depth: int) -> Info:
+    """Dicts within dicts."""
+    info: Info = {"value": 1}
+    for _ in range(depth):
+        info = {"inner": info}
+    return info
+
+
+@pytest.mark.parametrize("others", [[], [(3, {"inner": 1})], [(3, nested(4))], [(1, {"inner": 1}), (3, {"own": 1})]])
+def test_dicts_nested_without_end_are_told_by_env(others: list[tuple[int, Info]]) -> None:
+    """Whatever the others have under the same key; in another batch it might be merged."""
+    endless: Info = {}
+    endless["inner"] = endless
+    for info in (endless, nested(200)):
+        with pytest.raises(InvalidEnvResultError, match="env 2 returned a wrong info 'inner'"):
+            collect(sorted([(2, info), *others], key=lambda item: item[0]), 4)
+
+
+def test_deeply_nested_dicts_equal_gymnasium() -> None:
+    """As far as anybody would nest them."""
+    infos = [nested(90), nested(90), {}]
+    assert same(through_workers(infos, [1]), Reference(3).merged(infos))
 
 
 def test_no_infos_are_an_empty_dict() -> None:
