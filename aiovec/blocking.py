@@ -372,14 +372,23 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
             self._loop.close()
 
     def terminate(self) -> None:
-        """Ends the workers at once, also while another thread waits in a call, which then raises `ClosedEnvironmentError`.
+        """Ends the workers at once: from any place, also inside a running event loop.
 
-        Else, and after that, the same as `close(terminate=True)`, which frees everything.
+        Another thread that waits in a call raises `ClosedEnvironmentError`; then `close` is what frees the rest. Else this
+        is the same as `close(terminate=True)`, which frees everything.
         """
         try:
             self.close(terminate=True)
         except AlreadyPendingCallError:  # in another thread, whose loop may be about to run
-            self._envs._terminate(is_at_work=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  two faces of one house
+            self._end_soon()
+        except RunningLoopError:
+            if not self._in_use.acquire(blocking=False):  # that of another thread, or of the very call that a signal interrupts
+                self._end_soon()
+                return
+            try:
+                self._end_at_once()
+            finally:
+                self._in_use.release()
 
     def __del__(self) -> None:
         if self.closed or getattr(self, "_loop", None) is None:
@@ -390,10 +399,18 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         try:
             warnings.warn(f"{self!r} was never closed: call `envs.close()`", ResourceWarning, stacklevel=2, source=self)
         finally:  # also where warnings are errors
-            self.closed = True
-            self._leave_begun()
-            self._envs.terminate()
-            self._loop.close()
+            self._end_at_once()
+
+    def _end_at_once(self) -> None:
+        """Ends the workers and frees everything, wherever this is."""
+        self.closed = True
+        self._leave_begun()
+        self._envs.terminate()
+        self._loop.close()
+
+    def _end_soon(self) -> None:
+        """Ends the workers, and has the call that is under way free everything."""
+        self._envs._terminate(is_at_work=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  two faces of one house
 
     # ---- one call at a time
 

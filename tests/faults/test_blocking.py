@@ -21,7 +21,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from fault_envs import BOUND_SECONDS, PASS_GATE, Gate, Gated, Mortal, end_with_sigkill, hang_in_python
+from fault_envs import BOUND_SECONDS, PASS_GATE, Gate, Gated, Mortal, end_with_sigkill, hang_in_python, is_running
 from sample_envs import Counter, Raises
 
 import aiovec
@@ -244,6 +244,40 @@ async def test_inside_a_running_loop() -> None:
         with pytest.raises(aiovec.RunningLoopError):
             call()
     await asyncio.to_thread(envs.reset)
+    await asyncio.to_thread(envs.close)
+
+
+@pytest.mark.blocks_loop
+@pytest.mark.parametrize("moment", ["idle", "begun"])
+async def test_terminate_inside_a_running_loop(moment: str) -> None:
+    """It waits for nothing, so it need not be refused: the workers end, everything is freed."""
+    envs = await asyncio.to_thread(blocking, [Counter] * 2)
+    await asyncio.to_thread(envs.reset)
+    if moment == "begun":
+        await asyncio.to_thread(envs.step_async, [0, 0])
+    pids = [child.pid or 0 for child in multiprocessing.active_children() if child.name.startswith("aiovec")]
+    assert pids
+    for _ in range(2):
+        envs.terminate()
+        assert envs.closed
+    assert not any(map(is_running, pids))
+    with pytest.raises(gym.error.ClosedEnvironmentError):
+        await asyncio.to_thread(envs.reset)
+    envs.close()
+
+
+@pytest.mark.blocks_loop
+async def test_terminate_inside_a_running_loop_while_another_thread_waits(gate: Gate) -> None:
+    """That one is told at once, and can close then."""
+    envs = await asyncio.to_thread(blocking, [partial(Gated, gate.key), Counter])
+    await asyncio.to_thread(envs.reset)
+    step = asyncio.create_task(asyncio.to_thread(envs.step, [PASS_GATE, 0]))
+    await gate.arrived()
+    while not envs._in_use.locked():
+        await asyncio.sleep(0.001)
+    envs.terminate()
+    with pytest.raises(gym.error.ClosedEnvironmentError):
+        await step
     await asyncio.to_thread(envs.close)
 
 
