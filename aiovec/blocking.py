@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import inspect
 import os
 import threading
 import warnings
@@ -492,14 +493,19 @@ def register_vec(env_id: str) -> str:
         env_id: Of a registered env, such as ``"CartPole-v1"`` or ``"module:Env-v0"``.
 
     Returns:
-        The id to use, ``"aiovec/CartPole-v1"``; by it `gymnasium.make` builds the single env.
+        The id to use: ``"aiovec/CartPole-v1"``, or ``"aiovec-ALE/Pong-v5"`` for an id that has a namespace; by it
+        `gymnasium.make` builds the single env.
 
     Raises:
         gymnasium.error.UnregisteredEnv: Nobody registered that id.
     """
     spec = find_spec(env_id)
-    vector_id = f"aiovec/{spec.id.replace('/', '-')}"
-    if vector_id not in gym.registry:
+    # A namespace stays one: `x/y-v0` and `x-y-v0` are two envs.
+    vector_id = f"aiovec-{spec.id}" if "/" in spec.id else f"aiovec/{spec.id}"
+    known = gym.registry.get(vector_id)
+    entry_point: Any = known.vector_entry_point if known is not None else None
+    if not isinstance(entry_point, _VectorEntryPoint) or entry_point.spec is not spec:  # it may be registered anew
+        gym.registry.pop(vector_id, None)  # else Gymnasium warns of it
         gym.register(
             vector_id,
             entry_point=spec.entry_point,
@@ -515,6 +521,9 @@ def register_vec(env_id: str) -> str:
     return vector_id
 
 
+_OPTIONS = VECTOR_OPTIONS | inspect.signature(BlockingVectorEnv).parameters.keys() - {"env_fns", "options"}
+
+
 @dataclass(frozen=True)
 class _VectorEntryPoint:
     """What Gymnasium calls for a vector."""
@@ -523,5 +532,5 @@ class _VectorEntryPoint:
 
     def __call__(self, **arguments: Any) -> BlockingVectorEnv:
         num_envs = arguments.pop("num_envs")
-        options = {name: arguments.pop(name) for name in VECTOR_OPTIONS & arguments.keys()}
+        options = {name: arguments.pop(name) for name in _OPTIONS & arguments.keys()}
         return BlockingVectorEnv([env_maker(self.spec, (), arguments)] * num_envs, **options)

@@ -183,6 +183,41 @@ def test_through_gymnasiums_make_vec() -> None:
         aiovec.register_vec("NoSuchEnv-v0")
 
 
+class Other(Counter):
+    """Another class than `Counter`."""
+
+
+def test_ids_of_vectors_are_as_distinct_as_those_of_envs() -> None:
+    """With a namespace and without; and an id that is registered anew is that of the new env."""
+    env_ids = ["aiovec_tests/counter-v0", "aiovec_tests-counter-v0", "counter-v0"]
+    vector_ids: list[str] = []
+    try:
+        for env_class in (Counter, Other):
+            for env_id, length in zip(env_ids, (1, 2, 3), strict=True):
+                gym.registry.pop(env_id, None)
+                gym.register(env_id, env_class, disable_env_checker=True, kwargs={"length": length})
+            vector_ids = [aiovec.register_vec(env_id) for env_id in env_ids]
+            assert len(set(vector_ids)) == 3
+            for vector_id, length in zip(vector_ids, (1, 2, 3), strict=True):
+                single = gym.make(vector_id)
+                assert (type(single.unwrapped), single.unwrapped.length) == (env_class, length)  # type: ignore[attr-defined]
+                envs: Any = gym.make_vec(vector_id, num_envs=1, num_workers=0)
+                assert envs.get_attr("length") == (length,)
+                assert [type(env) for env in envs.get_attr("unwrapped")] == [env_class]
+                envs.close()
+    finally:
+        for env_id in (*env_ids, *vector_ids):
+            gym.registry.pop(env_id, None)
+
+
+def test_every_option_of_the_vector_is_one_in_gymnasiums_make_vec() -> None:
+    """Those that only a `BlockingVectorEnv` has, too."""
+    env_id = aiovec.register_vec("CartPole-v1")
+    envs: Any = gym.make_vec(env_id, num_envs=3, max_concurrency=2, daemon=True, worker=None)
+    assert envs.num_workers == 2
+    envs.close()
+
+
 def cleanrl_like(envs: Any, num_iterations: int) -> list[float]:
     """A training loop as CleanRL writes them: storage of its own, `final_info` by `episode`, one update an iteration."""
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
