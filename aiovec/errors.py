@@ -235,10 +235,27 @@ class ResetNeeded(AiovecError, gymnasium_error.ResetNeeded):  # noqa: N818  Gymn
 
 
 class InvalidActionsError(AiovecError, gymnasium_error.InvalidAction, ValueError):
-    """The actions do not fit the action space; no env was stepped."""
+    """The actions do not fit the action space; no env was stepped by them.
 
-    def __init__(self, leaf: str, expected: str, got: str) -> None:
-        super().__init__(f"{leaf}: expected {expected}, got {got}. No env was stepped.")
+    Attributes:
+        leaf: Which part of the actions, or of what a policy gave: ``"actions['move']"``.
+        expected: What it should have been.
+        got: What it was.
+    """
+
+    def __init__(self, leaf: str, expected: str, got: str, *, is_behind_others: bool = False) -> None:
+        self.leaf = leaf
+        self.expected = expected
+        self.got = got
+        # A rollout has asked for others before.
+        outcome = (
+            "No env was stepped by these; steps before them were taken" if is_behind_others else "No env was stepped"
+        )
+        super().__init__(f"{leaf}: expected {expected}, got {got}. {outcome}.")
+
+    def behind_others(self) -> InvalidActionsError:
+        """The same, within a rollout that has asked for steps before this one."""
+        return InvalidActionsError(self.leaf, self.expected, self.got, is_behind_others=True)
 
 
 class InvalidExtrasError(AiovecError, ValueError):

@@ -279,11 +279,19 @@ class Collector:
     def _act(self, arrays: StripArrays, group: _Group, step: int, given: Any) -> dict[int, Any] | None:
         """Takes what the policy gave; where actions do not travel in the slab, returns the requests that bear them."""
         batches, layout = self._batches, self._actions.layout
-        actions, extras = _pair(given, self._is_tuple) if isinstance(given, tuple) or self._is_tuple else (given, None)
-        if extras is not None or self._extras.are_expected:
-            self._extras.store(step, group.array, extras)
+        actions: Any = given
+        extras: Any = None
         targets = [array[step] for array in arrays.actions]
-        dynamic = self._actions.store(actions, targets, group.array)
+        try:
+            if isinstance(given, tuple) or self._is_tuple:
+                actions, extras = _pair(given, self._is_tuple)
+            if extras is not None or self._extras.are_expected:
+                self._extras.store(step, group.array, extras)
+            dynamic = self._actions.store(actions, targets, group.array)
+        except InvalidActionsError as error:
+            if step or group is not self._groups[0]:
+                raise error.behind_others() from error.__cause__
+            raise
         if not dynamic:
             return None if batches.pool.shared else self._columns_apart(targets, group)
         _put(self._action_columns, dynamic, group.every_env)

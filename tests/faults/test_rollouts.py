@@ -264,6 +264,28 @@ async def test_a_policy_that_is_wrong(what: str, num_workers: int) -> None:
             await assert_goes_on(envs, 2)
 
 
+@pytest.mark.parametrize("wrong_at", [1, 2, 3])
+@pytest.mark.parametrize("wrong", [np.zeros(3, np.int64), (1, 2, 3)])
+async def test_wrong_actions_say_whether_an_env_was_stepped(wrong: Any, wrong_at: int) -> None:
+    """Behind the first group of the first step some were."""
+    calls = 0
+
+    def policy(observations: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return wrong if calls == wrong_at else zeros(observations)
+
+    async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv([LONG] * NUM_ENVS, num_workers=0) as envs:
+        await envs.reset()
+        with pytest.raises(InvalidActionsError) as caught:
+            await envs.rollout(policy, 8, groups=2)
+        assert str(caught.value).endswith("No env was stepped.") is (wrong_at == 1)
+        assert ("steps before them were taken" in str(caught.value)) is (wrong_at > 1)
+        if wrong_at > 1:
+            await envs.recv(min_envs=2)
+        await assert_goes_on(envs, 2)
+
+
 async def test_a_policy_cannot_drive_the_vector_itself() -> None:
     """All envs are the rollout's until its end."""
 

@@ -161,8 +161,14 @@ ERRORS: dict[
     "actions": (
         lambda: InvalidActionsError("actions['a']", "shape (3,)", "shape (2,)"),
         (gymnasium.error.InvalidAction, ValueError),
-        {},
+        {"leaf": "actions['a']", "expected": "shape (3,)", "got": "shape (2,)"},
         ("actions['a']: expected shape (3,), got shape (2,). No env was stepped.",),
+    ),
+    "actions within a rollout": (
+        lambda: InvalidActionsError("actions", "shape (3,)", "shape (2,)").behind_others(),
+        (gymnasium.error.InvalidAction, ValueError),
+        {"leaf": "actions", "expected": "shape (3,)", "got": "shape (2,)"},
+        ("got shape (2,). No env was stepped by these; steps before them were taken.",),
     ),
     "env result": (
         lambda: InvalidEnvResultError(7, "reward", "a scalar", "shape (2,)"),
