@@ -70,6 +70,7 @@ __all__ = [
     "add_note",
     "failures",
     "mark_failures",
+    "name_command",
     "name_envs",
 ]
 
@@ -83,6 +84,11 @@ def name_envs(env_ids: Sequence[int]) -> str:
         return f"envs {ids[0]}-{ids[-1]}"
     shown = ", ".join(map(str, ids[:8]))
     return f"envs {shown}" + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+
+
+def name_command(command: str) -> str:
+    """A command as what was called: ``step()``; ``set_attr('gravity')`` is named so already."""
+    return command if command.endswith(")") else f"{command}()"
 
 
 _Error = TypeVar("_Error", bound="AiovecError")

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from aiovec.errors import ClosedEnvironmentError, Failure, RemoteError, add_note, mark_failures
+from aiovec.errors import ClosedEnvironmentError, Failure, RemoteError, add_note, mark_failures, name_command
 from aiovec.exchange import pickles
 
 __all__ = [
@@ -209,7 +209,7 @@ def restore(record: FailureRecord) -> Exception:
     """The exception to raise in the awaiting task, with a note and marked for `aiovec.failures`."""
     assert record.exception is not None  # noqa: S101  it has arrived
     if record.kind is Failed.CANCELLED:
-        return ClosedEnvironmentError(f"{record.command}()")
+        return ClosedEnvironmentError(name_command(record.command))
     raised = wrap(record.exception)
     add_note(raised, f"raised by env {record.env_index} during {record.command}, worker pid {record.pid}")
     if record.local_variables:

@@ -19,6 +19,7 @@ from aiovec.errors import (
     NoAsyncCallError,
     WorkerStartError,
     failures,
+    name_command,
 )
 from aiovec.exchange.failures import without_our_frames
 from aiovec.exchange.frames import Frame, FrameKind
@@ -125,7 +126,7 @@ class Calls:
         self.inbox = Inbox()
         self._of_one_env.clear()
         awaited = [call for call in pending.values() if not (call.is_dropped or call.is_abandoned)]
-        waiting = [(call.future, f"{call.command}()") for call in awaited]
+        waiting = [(call.future, name_command(call.command)) for call in awaited]
         if self._receiver is not None:
             waiting.append((self._receiver, "recv()"))
         for future, command in waiting:
@@ -389,7 +390,7 @@ class Calls:
                 self.leave(call)
             raise
         if call.is_batch and self._ring is None:  # terminated between the answer and our turn
-            raise ClosedEnvironmentError(f"{call.command}()")
+            raise ClosedEnvironmentError(name_command(call.command))
         return replies
 
     def leave(self, call: PendingCall) -> None:

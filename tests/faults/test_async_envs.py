@@ -439,7 +439,7 @@ async def test_a_close_reaches_an_env(num_workers: int, moment: str, gate: Gate,
         task = asyncio.create_task(calls[moment]())
         await gate.arrived()
         await envs.close()
-        with pytest.raises(ClosedEnvironmentError):
+        with pytest.raises(ClosedEnvironmentError, match=r"^(step\(\)|reset\(\)|work\(\)|call\('work'\)) on"):
             await task
     assert sorted(lines(log)) == ["cancelled 0", "close 0", "close 1"]
     assert lines(log).index("cancelled 0") < lines(log).index("close 0")

@@ -501,14 +501,16 @@ async def test_close_during_a_running_step(end: str, num_workers: int, gate: Gat
         await envs.reset()
         step = asyncio.create_task(envs.step([0, PASS_GATE, 0]))
         call = asyncio.create_task(envs.call("work", 0))
+        change = asyncio.create_task(envs.set_attr("size", 3))
         await gate.arrived()
         if end == "terminate":
             envs.terminate()
         else:
             await envs.close(terminate=end == "close at once")
-        for task, name in ((step, "step"), (call, "work")):
-            with pytest.raises(ClosedEnvironmentError, match=rf"{name}\(\) on a vector environment that is closed"):
+        for task, name in ((step, "step()"), (call, "work()"), (change, "set_attr('size')")):
+            with pytest.raises(ClosedEnvironmentError) as caught:
                 await task
+            assert str(caught.value).startswith(f"{name} on a vector environment that is closed")
         with pytest.raises(ClosedEnvironmentError):
             await envs.step([0, 0, 0])
 

@@ -41,6 +41,7 @@ from aiovec.errors import (
     WrappedCallError,
     WrongLoopError,
     failures,
+    name_command,
     name_envs,
 )
 from aiovec.exchange.failures import FailureRecord, as_one_exception
@@ -339,6 +340,12 @@ def test_errors_travel(case: Any, through: Callable[[Any], Any]) -> None:
 def test_envs_are_named_briefly(env_ids: Sequence[int], text: str) -> None:
     """Also a thousand of them."""
     assert name_envs(env_ids) == text
+
+
+@pytest.mark.parametrize(("command", "text"), [("step", "step()"), ("set_attr('gravity')", "set_attr('gravity')")])
+def test_commands_are_named_as_calls(command: str, text: str) -> None:
+    """As a user would write them, once."""
+    assert name_command(command) == text
 
 
 def record(exception: Exception, env_index: int) -> FailureRecord:
