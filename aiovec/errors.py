@@ -131,8 +131,8 @@ class AlreadyPendingCallError(AiovecError, gymnasium_error.AlreadyPendingCallErr
         elif owed:
             text = (
                 f"{command}() refused: {name_envs(env_ids)} {'was' if len(env_ids) == 1 else 'were'} sent an action, or "
-                "the call that waited was cancelled, and the result is still owed. `await envs.recv()` collects it, "
-                "`await envs.reset()` waits it out and discards it, `await envs.close()` ends it."
+                "the call that waited was cancelled, and the result is still owed. `envs.recv()` collects it, "
+                "`envs.reset()` waits it out and discards it, `envs.close()` ends it."
             )
         else:
             text = f"{command}() refused: another task awaits {name_envs(env_ids)}. Await that call first."
@@ -145,7 +145,7 @@ class NoAsyncCallError(AiovecError, gymnasium_error.NoAsyncCallError):
     def __init__(self, command: str = "recv") -> None:
         self.name: str = command  # gymnasium's attribute
         if command == "recv":
-            text = "recv() refused: no env was sent an action, and none is owed. `await envs.send(actions)` first."
+            text = "recv() refused: no env was sent an action, and none is owed. `envs.send(actions)` first."
         else:
             text = f"{command}_wait() refused: there is no {command} to wait for. `{command}_async(…)` first."
         Exception.__init__(self, text)
@@ -235,8 +235,8 @@ class ResetNeeded(AiovecError, gymnasium_error.ResetNeeded):  # noqa: N818  Gymn
         self.env_ids: tuple[int, ...] = tuple(env_ids)
         ids = [int(i) for i in env_ids[:8]]
         super().__init__(
-            f"{command}() refused: {name_envs(env_ids)} {reason}. Reset first: `await envs.reset()` for all, or "
-            f"`await envs.reset(env_ids={ids}{'...' if len(env_ids) > 8 else ''})` for these alone."
+            f"{command}() refused: {name_envs(env_ids)} {reason}. Reset first: `envs.reset()` for all, or "
+            f"`envs.reset(env_ids={ids}{'...' if len(env_ids) > 8 else ''})` for these alone."
         )
 
 
@@ -518,7 +518,7 @@ _REBUILT = "Another worker builds its envs anew."  # with `on_failure="restart"`
 def _how_to_rebuild(env_ids: Sequence[int]) -> str:
     ids = [int(i) for i in env_ids[:8]]
     more = ", ..." if len(env_ids) > 8 else ""
-    return f"A reset builds its envs anew: `await envs.reset(env_ids={str(ids)[:-1]}{more}])`, or of all."
+    return f"A reset builds its envs anew: `envs.reset(env_ids={str(ids)[:-1]}{more}])`, or of all."
 
 
 def _stack_text(stack: str) -> str:

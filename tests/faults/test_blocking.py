@@ -307,6 +307,19 @@ def test_forgotten(gate: Gate, moment: str) -> None:
         forget(held)
 
 
+def test_advice_names_no_await() -> None:
+    """There is no loop here that would take one."""
+    envs = blocking([Counter] * 2)
+    with pytest.raises(aiovec.ResetNeeded, match=r"`envs.reset\(\)` for all") as reset_needed:
+        envs.step([0, 0])
+    envs.reset()
+    envs.send([0, 0])
+    with pytest.raises(aiovec.AlreadyPendingCallError, match=r"`envs.recv\(\)` collects it") as owed:
+        envs.step([0, 0])
+    assert not any("await " in str(refused.value) for refused in (reset_needed, owed))
+    envs.close()
+
+
 def test_one_thread_at_a_time(gate: Gate) -> None:
     """Another thread is refused while one waits; afterwards it may go on."""
     envs = blocking([partial(Gated, gate.key), Counter])

@@ -129,7 +129,7 @@ def test_an_interrupted_cell_leaves_the_vector_whole(vector: Kernel, tmp_path: P
         assert "await envs.step([0, 3])" in cell.error
         refused = vector.run("await envs.step([0, 0])")
         assert refused.ename == "AlreadyPendingCallError"
-        assert "`await envs.reset()` waits it out and discards it" in refused.error
+        assert "`envs.reset()` waits it out and discards it" in refused.error
     assert vector.result_of("(await envs.reset())[0].tolist()") == "[[5.0, 0.0], [7.0, 0.0]]"
     assert vector.result_of("(await envs.step([0, 0]))[0].tolist()") == "[[5.0, 1.0], [7.0, 1.0]]"
     assert pids(vector) == before

@@ -102,7 +102,7 @@ ERRORS: dict[
         NoAsyncCallError,
         (gymnasium.error.NoAsyncCallError,),
         {"name": "recv"},
-        ("recv() refused", "`await envs.send(actions)` first"),
+        ("recv() refused", "`envs.send(actions)` first"),
     ),
     "closed": (
         lambda: ClosedEnvironmentError("reset()"),
@@ -157,7 +157,7 @@ ERRORS: dict[
         lambda: ResetNeeded("step", range(20), "lost their worker"),
         (gymnasium.error.ResetNeeded,),
         {"env_ids": tuple(range(20))},
-        ("envs 0-19 lost their worker", "`await envs.reset(env_ids=[0, 1, 2, 3, 4, 5, 6, 7]...)`"),
+        ("envs 0-19 lost their worker", "`envs.reset(env_ids=[0, 1, 2, 3, 4, 5, 6, 7]...)`"),
     ),
     "actions": (
         lambda: InvalidActionsError("actions['a']", "shape (3,)", "shape (2,)"),
@@ -207,7 +207,7 @@ ERRORS: dict[
         {"env_ids": (1,), "lost_env_ids": (0, 1), "pid": 9},
         (
             "env 1 did not end step within 1 s; the worker (pid 9) was killed.",
-            "`await envs.reset(env_ids=[0, 1])`",
+            "`envs.reset(env_ids=[0, 1])`",
             'Its Python stack, innermost call first:\n  File "a.py", line 3 in step',
         ),
     ),
@@ -253,7 +253,7 @@ ERRORS: dict[
         {"env_index": 4, "stack": '  File "a.py", line 3 in step'},
         (
             "killed by SIGSEGV during step, inside env 4.",
-            "A reset builds its envs anew: `await envs.reset(env_ids=[0, 1, 2, 3, 4, 5, 6, 7, ...])`, or of all.",
+            "A reset builds its envs anew: `envs.reset(env_ids=[0, 1, 2, 3, 4, 5, 6, 7, ...])`, or of all.",
             'Its Python stack, innermost call first:\n  File "a.py", line 3 in step',
         ),
     ),

@@ -133,7 +133,7 @@ def test_one_new_env_has_not_been_reset() -> None:
     states = EnvStates(2)
     states.begin_reset(1, "reset", [0])
     states.settle(1, {})
-    with pytest.raises(ResetNeeded, match=r"env 1 has not been reset yet.*`await envs.reset\(env_ids=\[1\]\)`"):
+    with pytest.raises(ResetNeeded, match=r"env 1 has not been reset yet.*`envs.reset\(env_ids=\[1\]\)`"):
         states.begin_step(2, "step")
 
 
@@ -157,8 +157,8 @@ def test_a_broken_env_is_named_with_its_reason() -> None:
         states.begin_step(3, "step")
     assert caught.value.env_ids == (1, 3)
     assert str(caught.value) == (
-        "step() refused: envs 1, 3 failed in step. Reset first: `await envs.reset()` for all, or "
-        "`await envs.reset(env_ids=[1, 3])` for these alone."
+        "step() refused: envs 1, 3 failed in step. Reset first: `envs.reset()` for all, or "
+        "`envs.reset(env_ids=[1, 3])` for these alone."
     )
     assert isinstance(caught.value, gymnasium_error.ResetNeeded)
 
