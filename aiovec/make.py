@@ -40,8 +40,8 @@ def make_vec(
 
     Raises:
         gymnasium.error.UnregisteredEnv: Nobody registered that id.
-        TypeError: An option of the vector stands among those of the env.
-        TypeError: `num_envs` is no int, or `id_or_spec` neither a text nor a spec.
+        TypeError: An option of the vector stands among those of the env, `num_envs` is no int, or `id_or_spec` neither a
+            text nor a spec.
         ValueError: `num_envs` is below one.
     """
     given_id: object = id_or_spec

@@ -42,7 +42,7 @@ class VectorStatistics:
         overhead: The share of the workers' time, as long as any call was pending, in which no env ran: what aiovec
             costs, and the wait for slower workers. 0 where envs overlap in one worker.
         env_last_seconds: Each env's last step that was timed; 0 if none was. Where envs take turns in one thread every
-            64th step of a worker is timed by env.
+            61st step of a worker is timed by env.
         env_mean_seconds: The mean of those.
         pending: The calls that are not answered yet, the oldest first.
         restarts: How often an env was built anew (`on_failure="restart"`).

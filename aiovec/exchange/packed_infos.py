@@ -20,7 +20,7 @@ from aiovec.exchange import pickles
 
 __all__ = ["MARK", "PackedInfos", "merge", "pack", "pack_one"]
 
-MARK = b"\0"  # no pickle begins with it; nor with the mark of failures, see `exchange.messages`
+MARK = b"\0"  # no pickle begins with it; nor with the mark of failures, see `exchange.replies`
 
 _HEAD = struct.Struct("<cII")  # mark, nbytes of the schema, rows; then the schema, and a block for each kind
 _KINDS = (int, float, bool)

@@ -70,7 +70,7 @@ class EnvHost:
     Args:
         request: What to build.
         capture: Turns an env's exception into what the reply bears.
-        doing: Tells which env this thread calls at the moment; see `exchange.black_box.open_black_box`.
+        doing: Tells which env this thread calls at the moment; see `exchange.black_box.OpenBlackBox.doing`.
         clock: Takes how long envs took.
     """
 
