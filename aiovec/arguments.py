@@ -80,6 +80,9 @@ def check_plan(
         raise ValueError(
             f"threads_per_worker={threads_per_worker!r}: expected a number of threads, 1 to {MOST_THREADS}"
         )
+    for name, flag in (("shared_memory", shared_memory), ("copy", copy), ("traceback_locals", traceback_locals)):
+        if not isinstance(flag, bool) and not (flag is None and name == "copy"):
+            raise TypeError(f"{name}={flag!r}: expected True or False{', or None' if name == 'copy' else ''}")
     if isinstance(observation_mode, tuple):
         if len(observation_mode) != 2 or not all(isinstance(space, gym.Space) for space in observation_mode):
             raise TypeError(

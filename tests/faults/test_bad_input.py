@@ -330,6 +330,16 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]]
         for name in ("start_timeout", "close_grace")
         for value in (0, -1, math.nan, "10", None)
     },
+    **{
+        f"{name}={value!r}": (
+            lambda name=name, value=value: AsyncVectorEnv(counters(), **{name: value}),
+            TypeError, (f"{name}={value!r}", "expected True or False"),
+        )
+        for name, values in (
+            ("shared_memory", ("yes", 1, None)), ("copy", ("no", 0, [])), ("traceback_locals", (3, None))
+        )
+        for value in values
+    },
     "max_buffers": (lambda: AsyncVectorEnv(counters(), max_buffers=0), ValueError, ("max_buffers=0", "from 1")),
     "unknown option": (lambda: AsyncVectorEnv(counters(), workers=2), TypeError, ("workers",)),
     # ---- make_vec
