@@ -19,7 +19,7 @@ _is_worker = os.environ.pop("AIOVEC_WORKER", None) is not None
 if TYPE_CHECKING or not _is_worker:
     from aiovec.async_env import AsyncEnv
     from aiovec.batcher import Batcher, BatcherStatistics
-    from aiovec.batches import StepBatch
+    from aiovec.batches import ResetResult, StepBatch, StepResult, Transition
     from aiovec.blocking import BlockingVectorEnv, register_vec
     from aiovec.display import Frames
     from aiovec.errors import (
@@ -51,10 +51,13 @@ if TYPE_CHECKING or not _is_worker:
         failures,
     )
     from aiovec.make import make_vec
-    from aiovec.rollouts import Rollout, Rollouts
+    from aiovec.pool.spaces import ObservationMode
+    from aiovec.pool.start import EnvFn
+    from aiovec.rollouts import Policy, Rollout, Rollouts
     from aiovec.statistics import PendingStatistics, VectorStatistics
     from aiovec.sub_env import SubEnv
     from aiovec.vector_env import AsyncVectorEnv
+    from aiovec.wrapped_env import VectorWrapperFn, WrappedVectorEnv
     from aiovec.wrapping import wrap
 
 __all__ = [
@@ -70,6 +73,7 @@ __all__ = [
     "CallTimeoutError",
     "ClosedEnvironmentError",
     "CrashLoopError",
+    "EnvFn",
     "EnvTimeoutError",
     "Failure",
     "Frames",
@@ -80,20 +84,27 @@ __all__ = [
     "InvalidObservationError",
     "NoAsyncCallError",
     "NotStartedError",
+    "ObservationMode",
     "PendingStatistics",
+    "Policy",
     "RemoteError",
     "ResetNeeded",
+    "ResetResult",
     "Rollout",
     "Rollouts",
     "RunningLoopError",
     "SlabMemoryError",
     "SpaceMismatchError",
     "StepBatch",
+    "StepResult",
     "SubEnv",
+    "Transition",
     "VectorStatistics",
+    "VectorWrapperFn",
     "WorkerDied",
     "WorkerStartError",
     "WrappedCallError",
+    "WrappedVectorEnv",
     "WrongLoopError",
     "failures",
     "make_vec",
@@ -107,12 +118,20 @@ _HOMES = {
     "Batcher": "aiovec.batcher",
     "BatcherStatistics": "aiovec.batcher",
     "BlockingVectorEnv": "aiovec.blocking",
-    "StepBatch": "aiovec.batches",
+    "EnvFn": "aiovec.pool.start",
     "Frames": "aiovec.display",
+    "ObservationMode": "aiovec.pool.spaces",
     "PendingStatistics": "aiovec.statistics",
+    "Policy": "aiovec.rollouts",
+    "ResetResult": "aiovec.batches",
     "Rollout": "aiovec.rollouts",
+    "StepBatch": "aiovec.batches",
+    "StepResult": "aiovec.batches",
     "SubEnv": "aiovec.sub_env",
+    "Transition": "aiovec.batches",
     "VectorStatistics": "aiovec.statistics",
+    "VectorWrapperFn": "aiovec.wrapped_env",
+    "WrappedVectorEnv": "aiovec.wrapped_env",
     "make_vec": "aiovec.make",
     "register_vec": "aiovec.blocking",
     "wrap": "aiovec.wrapping",

@@ -37,6 +37,7 @@ from aiovec.statistics import VectorStatistics
 
 __all__ = ["Batches", "InfoParts", "ResetResult", "StepBatch", "StepResult", "Transition"]
 
+# What `step` and `reset` of a vector return, and `step` of one env.
 StepResult = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 ResetResult = tuple[Any, dict[str, Any]]
 Transition = tuple[Any, float, bool, bool, dict[str, Any]]

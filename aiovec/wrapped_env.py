@@ -1,4 +1,4 @@
-"""`WrappedVectorEnv`: what `aiovec.wrap` gives. Imported by that alone, since it needs greenlet, an extra."""
+"""`WrappedVectorEnv`: what `aiovec.wrap` gives. One that is built needs greenlet, an extra; its name does not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from aiovec.errors import (
     ResetNeeded,
     WrappedCallError,
 )
-from aiovec.greenlets import UnderAwait, await_here
 from aiovec.vector_env import AsyncVectorEnv
 
 __all__ = ["VectorWrapperFn", "WrappedVectorEnv"]
@@ -51,6 +50,8 @@ class WrappedVectorEnv:
         self._envs: AsyncVectorEnv = envs
         self._wrappers: tuple[VectorWrapperFn, ...] = tuple(wrappers)
         self._outermost: VectorEnv[Any, Any, Any] | None = None
+        from aiovec.greenlets import UnderAwait  # noqa: PLC0415  it needs an extra
+
         self._under_await: UnderAwait = UnderAwait()
         self._busy: bool = False
         self._is_interrupted: bool = False  # since a call was cancelled, wrappers and envs are not in step
@@ -156,7 +157,7 @@ class WrappedVectorEnv:
         outermost, self._outermost = self._outermost, None
         try:
             if outermost is not None:
-                await UnderAwait().run(outermost.close)
+                await self._under_await.run(outermost.close)
         finally:
             await self._envs.close(terminate=terminate)
 
@@ -286,6 +287,9 @@ class _Innermost(VectorEnv[Any, Any, Any]):
     """The started vector, as wrappers see it: its methods wait by handing a coroutine to the task that runs them."""
 
     def __init__(self, envs: AsyncVectorEnv) -> None:
+        from aiovec.greenlets import await_here  # noqa: PLC0415  it needs an extra
+
+        self._await_here = await_here
         self._envs = envs
         self.num_envs = envs.num_envs
         self.metadata = envs.metadata
@@ -300,25 +304,25 @@ class _Innermost(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> ResetResult:
-        return await_here(self._envs.reset(seed=seed, options=options), _nobody_awaits)
+        return self._await_here(self._envs.reset(seed=seed, options=options), _nobody_awaits)
 
     def step(self, actions: Any) -> StepResult:
-        return await_here(self._envs.step(actions), _nobody_awaits)
+        return self._await_here(self._envs.step(actions), _nobody_awaits)
 
     def render(self) -> tuple[Any, ...]:
-        return await_here(self._envs.render(), _nobody_awaits)
+        return self._await_here(self._envs.render(), _nobody_awaits)
 
     def call(self, name: str, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        return await_here(self._envs.call(name, *args, **kwargs), _nobody_awaits)
+        return self._await_here(self._envs.call(name, *args, **kwargs), _nobody_awaits)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        return await_here(self._envs.get_attr(name), _nobody_awaits)
+        return self._await_here(self._envs.get_attr(name), _nobody_awaits)
 
     def set_attr(self, name: str, values: Any) -> None:
-        await_here(self._envs.set_attr(name, values), _nobody_awaits)
+        self._await_here(self._envs.set_attr(name, values), _nobody_awaits)
 
     def close_extras(self, **kwargs: Any) -> None:
-        await_here(self._envs.close(terminate=bool(kwargs.get("terminate"))), _nobody_awaits)
+        self._await_here(self._envs.close(terminate=bool(kwargs.get("terminate"))), _nobody_awaits)
 
 
 def _nobody_awaits() -> WrappedCallError:

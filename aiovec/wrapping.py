@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 from aiovec.vector_env import AsyncVectorEnv
-
-if TYPE_CHECKING:
-    from aiovec.wrapped_env import VectorWrapperFn, WrappedVectorEnv
+from aiovec.wrapped_env import VectorWrapperFn, WrappedVectorEnv
 
 __all__ = ["wrap"]
 
@@ -39,7 +36,7 @@ def wrap(envs: AsyncVectorEnv, *wrappers: VectorWrapperFn) -> WrappedVectorEnv:
             f"wrap: expected an AsyncVectorEnv, got {given!r}; Gymnasium's vectors take their wrappers directly"
         )
     try:
-        from aiovec.wrapped_env import WrappedVectorEnv  # noqa: PLC0415  it needs an extra
+        wrapped = WrappedVectorEnv(envs, wrappers)
     except ImportError as error:
         raise ImportError("aiovec.wrap needs greenlet: pip install 'aiovec[wrappers]'") from error
     if envs._plan.on_failure == "restart":  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  two faces of one house
@@ -48,4 +45,4 @@ def wrap(envs: AsyncVectorEnv, *wrappers: VectorWrapperFn) -> WrappedVectorEnv:
             "normalise rewards take as it is",
             stacklevel=2,
         )
-    return WrappedVectorEnv(envs, wrappers)
+    return wrapped

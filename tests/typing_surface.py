@@ -111,6 +111,19 @@ async def batched(policy: Callable[[Any], Any]) -> None:
     assert_type(batcher.closed, bool)
 
 
+async def annotated(
+    env_fns: list[aiovec.EnvFn], mode: aiovec.ObservationMode, policy: aiovec.Policy, wrapper: aiovec.VectorWrapperFn
+) -> None:
+    async with aiovec.AsyncVectorEnv(env_fns, observation_mode=mode) as envs:
+        result: aiovec.ResetResult = await envs.reset()
+        step: aiovec.StepResult = await envs.step([0])
+        transition: aiovec.Transition = await envs[0].step(0)
+        assert_type((result[0], step[0], transition[1]), tuple[Any, Any, float])
+        assert_type(await envs.rollout(policy, 8), aiovec.Rollout)
+        wrapped: aiovec.WrappedVectorEnv = aiovec.wrap(envs, wrapper)
+        assert_type(wrapped.unwrapped, aiovec.AsyncVectorEnv)
+
+
 def failed(exception: Exception) -> None:
     assert_type(aiovec.failures(exception), list[aiovec.Failure])
 

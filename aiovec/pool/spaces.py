@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
@@ -15,7 +15,7 @@ from aiovec.exchange.messages import SpaceFacts
 
 __all__ = ["ObservationMode", "VectorSpaces", "vector_spaces"]
 
-ObservationMode = str | tuple[gym.Space[Any], gym.Space[Any]]
+ObservationMode = Literal["same", "different"] | tuple[gym.Space[Any], gym.Space[Any]]  # (of a batch, of one env)
 
 
 @dataclass(frozen=True)

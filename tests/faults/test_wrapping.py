@@ -335,7 +335,6 @@ def test_without_greenlet(monkeypatch: pytest.MonkeyPatch) -> None:
         return imported(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", import_)
-    for name in ("aiovec.wrapped_env", "aiovec.greenlets"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "aiovec.greenlets", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'aiovec\[wrappers\]'"):
         aiovec.wrap(aiovec.AsyncVectorEnv([Counter]))
