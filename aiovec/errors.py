@@ -140,9 +140,14 @@ class AlreadyPendingCallError(AiovecError, gymnasium_error.AlreadyPendingCallErr
 
 
 class NoAsyncCallError(AiovecError, gymnasium_error.NoAsyncCallError):
-    """`recv`, or a blocking `step_wait`, was asked although nothing is pending, so it would wait for ever."""
+    """`recv`, or a blocking `step_wait`, was asked although nothing is pending, so it would wait for ever.
+
+    Attributes:
+        command: ``"recv"``; or ``"step"``, ``"reset"`` or ``"call"``.
+    """
 
     def __init__(self, command: str = "recv") -> None:
+        self.command = command
         self.name: str = command  # gymnasium's attribute
         if command == "recv":
             text = "recv() refused: no env was sent an action, and none is owed. `envs.send(actions)` first."
@@ -184,10 +189,15 @@ class ClosedEnvironmentError(AiovecError, gymnasium_error.ClosedEnvironmentError
 
 
 class NotStartedError(AiovecError, RuntimeError):
-    """Something was asked that is known only once the envs have been built."""
+    """Something was asked that is known only once the envs have been built.
 
-    def __init__(self, name: str) -> None:
-        what = f"{name} before the start" if name.endswith(")") else f"`{name}` is known after the start"
+    Attributes:
+        command: What was asked: ``"step()"``, or an attribute such as ``"observation_space"``.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        what = f"{command} before the start" if command.endswith(")") else f"`{command}` is known after the start"
         super().__init__(
             f"{what}: the workers build the envs. Start with `async with AsyncVectorEnv(...) as envs:`, "
             "`await envs`, or the first `await envs.reset()`."
@@ -195,9 +205,16 @@ class NotStartedError(AiovecError, RuntimeError):
 
 
 class WrongLoopError(AiovecError, RuntimeError):
-    """The vector environment, or the batcher, belongs to another event loop."""
+    """The vector environment, or the batcher, belongs to another event loop.
+
+    Attributes:
+        command: The refused call.
+        owner: What belongs to it: ``"vector environment"``, ``"batcher"``.
+    """
 
     def __init__(self, command: str, owner: str = "vector environment") -> None:
+        self.command = command
+        self.owner = owner
         text = (
             f"{command} from another event loop than the one that started this {owner}. "
             f"Use it in that loop, or build one {owner} per loop"
@@ -208,9 +225,14 @@ class WrongLoopError(AiovecError, RuntimeError):
 
 
 class RunningLoopError(AiovecError, RuntimeError):
-    """A `BlockingVectorEnv` was used where an event loop runs, which it would block; nothing was done."""
+    """A `BlockingVectorEnv` was used where an event loop runs, which it would block; nothing was done.
+
+    Attributes:
+        command: The refused call.
+    """
 
     def __init__(self, command: str) -> None:
+        self.command = command
         super().__init__(
             f"{command} inside a running event loop, which it would block (a notebook always runs one). Use "
             "`AsyncVectorEnv` with `await`; or run the code that blocks by `await asyncio.to_thread(…)`."
@@ -218,9 +240,16 @@ class RunningLoopError(AiovecError, RuntimeError):
 
 
 class WrappedCallError(AiovecError, TypeError):
-    """Something was asked of wrapped envs that would go past their wrappers; nothing was done."""
+    """Something was asked of wrapped envs that would go past their wrappers; nothing was done.
+
+    Attributes:
+        name: What was asked.
+        wrappers: Their names, the outermost first.
+    """
 
     def __init__(self, name: str, wrappers: Sequence[str], advice: str) -> None:
+        self.name = name
+        self.wrappers: tuple[str, ...] = tuple(wrappers)
         super().__init__(f"`{name}` would go past {', '.join(wrappers)}. {advice}")
 
 
@@ -228,11 +257,15 @@ class ResetNeeded(AiovecError, gymnasium_error.ResetNeeded):  # noqa: N818  Gymn
     """Some envs cannot be stepped before they are reset; nothing was changed.
 
     Attributes:
+        command: The refused call.
         env_ids: The envs that need a reset.
+        reason: Why: ``"failed in step"``.
     """
 
     def __init__(self, command: str, env_ids: Sequence[int], reason: str) -> None:
+        self.command = command
         self.env_ids: tuple[int, ...] = tuple(env_ids)
+        self.reason = reason
         ids = [int(i) for i in env_ids[:8]]
         super().__init__(
             f"{command}() refused: {name_envs(env_ids)} {reason}. Reset first: `envs.reset()` for all, or "
@@ -265,9 +298,18 @@ class InvalidActionsError(AiovecError, gymnasium_error.InvalidAction, ValueError
 
 
 class InvalidExtrasError(AiovecError, ValueError):
-    """What a policy gave beside its actions in a rollout is not like what it gave first; that rollout has ended."""
+    """What a policy gave beside its actions in a rollout is not like what it gave first; that rollout has ended.
+
+    Attributes:
+        leaf: Which part of it: ``"extras['value']"``.
+        expected: What it should have been.
+        got: What it was.
+    """
 
     def __init__(self, leaf: str, expected: str, got: str) -> None:
+        self.leaf = leaf
+        self.expected = expected
+        self.got = got
         super().__init__(
             f"{leaf} of the policy: expected {expected}, got {got}. Each leaf must be an array with one row for each "
             "env that the policy was shown, of one shape and dtype in every step."
@@ -279,10 +321,16 @@ class InvalidEnvResultError(AiovecError, ValueError):
 
     Attributes:
         env_index: The env.
+        what: Which part of the result: ``"reward"``, ``"observation['camera']"``.
+        expected: What it should have been.
+        got: What it was.
     """
 
     def __init__(self, env_index: int, what: str, expected: str, got: str) -> None:
         self.env_index = env_index
+        self.what = what
+        self.expected = expected
+        self.got = got
         super().__init__(
             f"env {env_index} returned a wrong {what}: expected {expected}, got {got}. "
             "Correct the env, or the space it declares."
@@ -294,10 +342,16 @@ class SpaceMismatchError(AiovecError, RuntimeError):
 
     Attributes:
         env_index: The first env that differs.
+        kind: ``"observation"`` or ``"action"``.
+        got: Its space.
+        expected: That of the vector.
     """
 
     def __init__(self, env_index: int, kind: str, got: str, expected: str, advice: str) -> None:
         self.env_index = env_index
+        self.kind = kind
+        self.got = got
+        self.expected = expected
         super().__init__(f"the {kind} space of env {env_index} is {got}, that of the vector is {expected}. {advice}")
 
 
@@ -306,10 +360,12 @@ class SlabMemoryError(MemoryError, AiovecError):
 
     Attributes:
         nbytes: How many bytes were asked for.
+        reason: What the system says.
     """
 
     def __init__(self, nbytes: int, reason: str) -> None:
         self.nbytes = nbytes
+        self.reason = reason
         super().__init__(
             f"no memory for the {nbytes:,} bytes that observations, actions and rewards share: {reason}. "
             "Use fewer envs, smaller observations, or shorter rollouts."
@@ -320,12 +376,16 @@ class WorkerStartError(AiovecError, RuntimeError):
     """The system gave no process, no descriptor or no memory for a worker; nothing is left of the attempt.
 
     Attributes:
+        env_ids: The envs that it was to hold.
+        reason: What the system, or Ray, says, and what to do.
         errno: The system's number for the reason; `None` where it has none, as on a Ray cluster.
     """
 
     def __init__(self, env_ids: Sequence[int], reason: str, errno: int | None = None) -> None:
-        super().__init__(f"no worker for {name_envs(env_ids)}: {reason}")
+        self.env_ids: tuple[int, ...] = tuple(env_ids)
+        self.reason = reason
         self.errno: int | None = errno
+        super().__init__(f"no worker for {name_envs(env_ids)}: {reason}")
 
     @classmethod
     def of(cls, env_ids: Sequence[int], error: OSError) -> WorkerStartError:
@@ -398,11 +458,13 @@ class CrashLoopError(AiovecError):
 
     Attributes:
         env_ids: The envs; those that ended together with one worker share the error.
+        max_restarts: How many failures in a row are borne.
         exceptions: Their failures without a successful step in between, the first one first.
     """
 
     def __init__(self, env_ids: Sequence[int], max_restarts: int, exceptions: Sequence[Exception]) -> None:
         self.env_ids: tuple[int, ...] = tuple(env_ids)
+        self.max_restarts = max_restarts
         self.exceptions: tuple[Exception, ...] = tuple(exceptions)
         story = "".join(
             f"\n  {number}. {type(exception).__name__}: {_first_line(exception)}"
@@ -556,9 +618,18 @@ class BatcherFullError(AiovecError, RuntimeError):
 
 
 class InvalidObservationError(AiovecError, ValueError):
-    """An observation differs from those that it would be batched with; it was not queued."""
+    """An observation differs from those that it would be batched with; it was not queued.
+
+    Attributes:
+        leaf: Which part of it: ``"observation['camera']"``.
+        expected: What the others have there.
+        got: What it has.
+    """
 
     def __init__(self, leaf: str, expected: str, got: str) -> None:
+        self.leaf = leaf
+        self.expected = expected
+        self.got = got
         super().__init__(
             f"{leaf}: expected {expected}, as in the batcher's other observations, got {got}. It was not queued."
         )
@@ -568,11 +639,15 @@ class InvalidBatchResultError(AiovecError, ValueError):
     """A batcher's function did not return one row for each observation.
 
     Attributes:
+        leaf: Which part of it: ``"result[1]"``.
         num_rows: How many rows were expected.
+        got: What it was.
     """
 
     def __init__(self, leaf: str, num_rows: int, got: str) -> None:
+        self.leaf = leaf
         self.num_rows = num_rows
+        self.got = got
         super().__init__(
             f"the batcher's function returned a wrong {leaf}: expected {num_rows} rows, one for each observation, "
             f"got {got}. Return an array, a tensor or a list of that length, or a dict or tuple of such."

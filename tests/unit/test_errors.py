@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
+import inspect
 import multiprocessing
 import pickle
 import signal
@@ -89,13 +90,13 @@ ERRORS: dict[
     "running loop": (
         lambda: RunningLoopError("step()"),
         (RuntimeError,),
-        {},
+        {"command": "step()"},
         ("step() inside a running event loop", "Use `AsyncVectorEnv` with `await`"),
     ),
     "past wrappers": (
         lambda: WrappedCallError("send", ["ClipReward", "Own"], "Use something else."),
         (TypeError,),
-        {},
+        {"name": "send", "wrappers": ("ClipReward", "Own")},
         ("`send` would go past ClipReward, Own. Use something else.",),
     ),
     "nothing to receive": (
@@ -113,19 +114,19 @@ ERRORS: dict[
     "not started": (
         lambda: NotStartedError("observation_space"),
         (RuntimeError,),
-        {},
+        {"command": "observation_space"},
         ("`observation_space` is known after the start", "async with"),
     ),
     "wrong loop": (
         lambda: WrongLoopError("step()"),
         (RuntimeError,),
-        {},
+        {"command": "step()", "owner": "vector environment"},
         ("step() from another event loop", "one vector environment per loop; `envs.terminate()`"),
     ),
     "batcher's loop": (
         lambda: WrongLoopError("a call", "batcher"),
         (RuntimeError,),
-        {},
+        {"command": "a call", "owner": "batcher"},
         ("a call from another event loop than the one that started this batcher.", "one batcher per loop."),
     ),
     "batcher closed": (lambda: BatcherClosedError(waited=False), (RuntimeError,), {}, ("takes no call. Build a new",)),
@@ -144,19 +145,19 @@ ERRORS: dict[
     "observation": (
         lambda: InvalidObservationError("observation['a']", "int64 of shape ()", "float64 of shape (2,)"),
         (ValueError,),
-        {},
+        {"leaf": "observation['a']", "expected": "int64 of shape ()", "got": "float64 of shape (2,)"},
         ("observation['a']: expected int64 of shape (), as", "got float64 of shape (2,). It was not queued."),
     ),
     "batch result": (
         lambda: InvalidBatchResultError("result[1]", 5, "4 rows"),
         (ValueError,),
-        {"num_rows": 5},
+        {"leaf": "result[1]", "num_rows": 5, "got": "4 rows"},
         ("a wrong result[1]: expected 5 rows, one for each observation, got 4 rows",),
     ),
     "reset needed": (
         lambda: ResetNeeded("step", range(20), "lost their worker"),
         (gymnasium.error.ResetNeeded,),
-        {"env_ids": tuple(range(20))},
+        {"command": "step", "env_ids": tuple(range(20)), "reason": "lost their worker"},
         ("envs 0-19 lost their worker", "`envs.reset(env_ids=[0, 1, 2, 3, 4, 5, 6, 7]...)`"),
     ),
     "actions": (
@@ -174,25 +175,25 @@ ERRORS: dict[
     "env result": (
         lambda: InvalidEnvResultError(7, "reward", "a scalar", "shape (2,)"),
         (ValueError,),
-        {"env_index": 7},
+        {"env_index": 7, "what": "reward", "expected": "a scalar", "got": "shape (2,)"},
         ("env 7 returned a wrong reward: expected a scalar, got shape (2,)", "Correct the env"),
     ),
     "extras": (
         lambda: InvalidExtrasError("extras['value']", "float32 of shape (4,)", "nothing"),
         (ValueError,),
-        {},
+        {"leaf": "extras['value']", "expected": "float32 of shape (4,)", "got": "nothing"},
         ("extras['value'] of the policy: expected float32 of shape (4,), got nothing. Each leaf",),
     ),
     "spaces": (
         lambda: SpaceMismatchError(2, "action", "Discrete(3)", "Discrete(2)", "Make them equal."),
         (RuntimeError,),
-        {"env_index": 2},
+        {"env_index": 2, "kind": "action", "got": "Discrete(3)", "expected": "Discrete(2)"},
         ("the action space of env 2 is Discrete(3), that of the vector is Discrete(2). Make them equal.",),
     ),
     "memory": (
         lambda: SlabMemoryError(5_000_000, "No space left on device"),
         (MemoryError,),
-        {"nbytes": 5_000_000},
+        {"nbytes": 5_000_000, "reason": "No space left on device"},
         ("no memory for the 5,000,000 bytes", "No space left on device", "shorter rollouts"),
     ),
     "time-out": (
@@ -220,13 +221,13 @@ ERRORS: dict[
     "no place on Ray": (
         lambda: WorkerStartError([0, 1], "Ray has found no place for 1 of 1 workers."),
         (RuntimeError,),
-        {"errno": None},
+        {"env_ids": (0, 1), "reason": "Ray has found no place for 1 of 1 workers.", "errno": None},
         ("no worker for envs 0, 1: Ray has found no place",),
     ),
     "no process": (
         lambda: WorkerStartError.of([0], BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
         (RuntimeError,),
-        {"errno": errno.EAGAIN},
+        {"env_ids": (0,), "errno": errno.EAGAIN},
         ("no worker for env 0: Resource temporarily unavailable.", "ulimit -u"),
     ),
     "remote": (
@@ -260,7 +261,7 @@ ERRORS: dict[
     "crash loop": (
         lambda: CrashLoopError([2, 3], 1, [ValueError("first\nline"), KeyError("second")]),
         (),
-        {"env_ids": (2, 3)},
+        {"env_ids": (2, 3), "max_restarts": 1},
         (
             "envs 2, 3 failed 2 times without a successful step in between (max_restarts=1).",
             "\n  1. ValueError: first\n  2. KeyError: 'second'",
@@ -275,6 +276,8 @@ ERRORS: dict[
     ),
     "hung up": (lambda: WorkerDied([0], 1, None, "reset", ""), (), {}, ("closed its connection during reset.",)),
 }
+
+ONLY_FOR_THE_TEXT = {"advice", "begun", "is_behind_others", "is_rebuilt", "owed", "waited"}
 
 
 @pytest.fixture(params=ERRORS)
@@ -298,6 +301,13 @@ def test_errors_say_what_and_what_next(case: Any) -> None:
         assert text in str(error)
     for name, value in attributes.items():
         assert getattr(error, name) == value
+
+
+def test_errors_keep_the_facts_that_they_are_given(case: Any) -> None:
+    """Nobody has to read them out of the text."""
+    error = case[0]
+    given = inspect.signature(type(error).__init__).parameters.keys() - {"self"}
+    assert given - ONLY_FOR_THE_TEXT <= vars(error).keys()
 
 
 def test_errors_are_caught_as_what_users_already_catch(case: Any) -> None:
