@@ -415,7 +415,7 @@ class Calls:
             if call.seq in self.pending and not call.is_abandoned:
                 self._forget(call)
             if failures(error):  # the worker's frames are to follow those of the user's call
-                error.__traceback__ = without_our_frames(error.__traceback__)
+                BaseException.with_traceback(error, without_our_frames(error.__traceback__))  # it may forbid attributes
             raise
 
     def read(self, call: PendingCall) -> list[Any]:
@@ -600,7 +600,7 @@ class Calls:
         by_worker = {index: [i for i in asked if i in self._workers[index].env_ids] for index in answered}
         self.states.abandon(call.seq, [env_index for env_ids in by_worker.values() for env_index in env_ids])
         for index, env_ids in by_worker.items():
-            failed = [env_index for env_index, _ in self._workers[index].failed_envs(answered[index])]
+            failed = [i for i, _ in self._workers[index].failed_envs(answered[index]) if i in env_ids]
             self.inbox.arrive(call, env_ids, failed)
             for env_index in failed:
                 self.states.break_(env_index, f"failed in {call.command}")

@@ -7,7 +7,7 @@ cancelled on the way, nothing is left of what had been started.
 from __future__ import annotations
 
 import asyncio
-import sys
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -191,7 +191,7 @@ async def _travelling(plan: StartPlan) -> tuple[Any, ...]:
 def _modules_being_imported() -> list[str]:
     """Those whose import, further up in this very thread, is what starts the vector."""
     found: list[str] = []
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001  its documented name
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
             spec = frame.f_globals.get("__spec__")
