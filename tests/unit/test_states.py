@@ -320,11 +320,11 @@ def test_what_is_interrupted_must_be_reset(as_part: bool) -> None:
 @pytest.mark.parametrize("state", [AWAITED, OWED, BROKEN], ids=lambda state: state.name.lower())
 @pytest.mark.parametrize(("has_ended", "waits_for_reset"), [(False, False), (False, True), (True, False), (True, True)])
 def test_the_answer_of_a_single_env(state: EnvState, has_ended: bool, waits_for_reset: bool) -> None:
-    """It is idle then, or broken where nobody resets it; what has happened behind its answer stands."""
+    """It is idle then, or broken where nobody resets it, also where `recv` takes it; a death behind its answer stands."""
     states = states_with(state)
     states.settle_one(2, 0, has_ended, waits_for_reset)
     settled = BROKEN if has_ended and waits_for_reset else IDLE
-    assert both(states) == [settled if state is AWAITED else state, IDLE]
+    assert both(states) == [state if state is BROKEN else settled, IDLE]
     if state is BROKEN:
         with pytest.raises(ResetNeeded, match="failed in reset"):
             states.begin_one(SEQ, "step", 0)
