@@ -182,20 +182,19 @@ class WorkerProcess:
         """What an env started in a process group of its own, as a shell does with its jobs; 1 µs a process to look."""
         if not (self._is_ours() and hasattr(os, "pidfd_open") and Path("/proc/self").exists()):
             return
-        try:
-            pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        except OSError:  # no descriptor is left to look with: the worker itself must be reaped all the same
-            return
-        for pid in pids:
-            with contextlib.suppress(OSError):  # it has ended, or is another user's, or there is no descriptor
-                if os.getsid(pid) != self.pid or pid == self.pid:
-                    continue
-                pidfd = os.pidfd_open(pid)
-                try:
-                    if os.getsid(pid) == self.pid:  # still: the number may have been given to another meanwhile
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                finally:
-                    os.close(pidfd)
+        # Without a descriptor left /proc cannot be read: what left the group may live on then, but the worker itself must
+        # be ended and its death told all the same.
+        with contextlib.suppress(OSError):
+            for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    if os.getsid(pid) != self.pid or pid == self.pid:
+                        continue
+                    pidfd = os.pidfd_open(pid)
+                    try:
+                        if os.getsid(pid) == self.pid:  # still: the number may have been given to another meanwhile
+                            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    finally:
+                        os.close(pidfd)
 
     def reap(self) -> int | None:
         """Takes the exit code of a process that ended or was killed, and closes all but the connection.

@@ -579,3 +579,24 @@ async def test_rows_of_a_worker_that_has_answered_and_died(gate: Gate) -> None:
         np.testing.assert_array_equal(rewards, [2] * NUM_ENVS)
         observations, *_ = await envs.step([0] * NUM_ENVS)
         np.testing.assert_array_equal(observations[:, 2], [3, 3, 1, 1])
+
+
+@pytest.mark.parametrize("end", ["death", "terminate"])
+@pytest.mark.not_on_ray("it takes descriptors from Ray, too")
+async def test_an_end_without_a_descriptor(end: str) -> None:
+    """What else lives in the worker's session cannot be looked for then; the worker has ended all the same."""
+    async with asyncio.timeout(BOUND_SECONDS), vector(end_with_sigkill, "step", 2) as envs:
+        await envs.reset()
+        worker = mortal_worker(envs)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            if end == "death":
+                with pytest.raises(WorkerDied, match="SIGKILL"):
+                    await envs.step([0, 0, 1, 0])
+            else:
+                envs.terminate()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert worker.ended.is_set()
+        assert not is_running(worker.pid)
