@@ -662,6 +662,11 @@ def stop() -> None:
     hang_in_python()
 
 
+def say_something() -> None:
+    """The beginning of a line, with a letter that ASCII has not."""
+    os.write(1, "naïve".encode())
+
+
 # ---- envs of unusual size, and one that counts
 
 

@@ -142,14 +142,16 @@ class LocalWorker:
         """Takes what is left of a process that has ended or was killed, and frees everything."""
         if self._hanging_up is not None:
             self._hanging_up.cancel()
-        if not self._process.is_reaped:  # else the interpreter is at its exit, and that was done
-            self._output.finish()
-            doing = self.doing
-            self._last = (self.env_ids[doing[0].row] if len(doing) == 1 else None, self.stack)
-            self._last_times = self.times
+        try:
+            if not self._process.is_reaped:  # else the interpreter is at its exit, and that was done
+                self._output.finish()
+                doing = self.doing
+                self._last = (self.env_ids[doing[0].row] if len(doing) == 1 else None, self.stack)
+                self._last_times = self.times
+        finally:  # whatever our stdout raises, a Ctrl-C in it too: who waits for the end must hear of it
             self.exitcode = self._process.reap()
-        self._channel.close()
-        self.ended.set()
+            self._channel.close()
+            self.ended.set()
 
     def _lost(self) -> None:
         """The socket closed although the process may live: without it the process is of no use."""

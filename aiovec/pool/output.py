@@ -7,6 +7,7 @@ a worker dies.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import sys
@@ -74,19 +75,22 @@ class WorkerOutput:
             lines.append(rest)
             rest = b""
         self._partial[fd] = rest
-        self._print(fd, lines)
+        self._print(self._open[fd], lines)
         return True
 
     def _forget(self, fd: int) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(fd)
-        if rest := self._partial.pop(fd):
-            self._print(fd, [rest])
-        del self._open[fd]
+        name, rest = self._open.pop(fd), self._partial.pop(fd)
+        if rest:
+            self._print(name, [rest])
 
-    def _print(self, fd: int, lines: list[bytes]) -> None:
-        stream = getattr(sys, self._open[fd], None)
+    def _print(self, name: str, lines: list[bytes]) -> None:
+        stream = getattr(sys, name, None)
         if stream is None or not lines:  # a program without a terminal has no sys.stdout
             return
-        stream.write("".join(f"[{self._label}] {line.decode(errors='replace')}\n" for line in lines))
-        stream.flush()
+        # A worker's life must not depend on our stdout: its end is told and it is reaped, although the encoding has not
+        # that letter, the stream is closed, or its reader is gone. A program may put any object there: so any exception.
+        with contextlib.suppress(Exception):
+            stream.write("".join(f"[{self._label}] {line.decode(errors='replace')}\n" for line in lines))
+            stream.flush()

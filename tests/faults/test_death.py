@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import os
 import resource
 import signal
 import traceback
+
+
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,7 @@ from fault_envs import (
     hang_in_c,
     hang_in_python,
     is_running,
+    say_something,
     segfault,
     stop,
     turns,
@@ -309,6 +314,40 @@ async def test_a_death_that_a_call_has_told_is_not_told_again() -> None:
         await killed(envs)
         with pytest.raises(ResetNeeded):
             await envs.step([0] * NUM_ENVS)
+
+
+class Interrupted(io.StringIO):
+    """A Ctrl-C comes while it is written."""
+
+    def write(self, _text: str) -> int:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.not_on_ray("Ray shows what actors print")
+@pytest.mark.parametrize("end", ["death", "close", "terminate", "interrupted"])
+async def test_an_end_whose_last_words_cannot_be_shown(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an ASCII stdout, or with a Ctrl-C meanwhile: the end is told, and the worker is reaped."""
+    stream = Interrupted() if end == "interrupted" else io.TextIOWrapper(io.BytesIO(), "ascii")
+    async with asyncio.timeout(BOUND_SECONDS), vector(say_something, "step", 2) as envs:
+        await envs.reset()
+        await envs.step([0, 0, 1, 0])
+        worker = mortal_worker(envs)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            if end == "death":
+                os.kill(worker.pid, signal.SIGKILL)
+                with pytest.raises(WorkerDied, match="SIGKILL"):
+                    await envs.step([0] * NUM_ENVS)
+            elif end == "close":
+                await envs.close()
+            elif end == "terminate":
+                envs.terminate()
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    worker.terminate()
+        assert worker.ended.is_set()
+        assert not is_running(worker.pid)
+        envs.terminate()
 
 
 # ---- the worker that takes the place of one that died

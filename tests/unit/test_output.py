@@ -7,13 +7,24 @@ import contextvars
 import io
 import os
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from aiovec.pool.output import WorkerOutput
 
 
-async def test_lines_belong_to_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pipes() -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """The parent's ends of a worker's stdout and stderr, and the worker's."""
+    (out, worker_out), (err, worker_err) = os.pipe2(os.O_NONBLOCK), os.pipe2(os.O_NONBLOCK)
+    yield (out, err), (worker_out, worker_err)
+    for fd in (out, worker_out, err, worker_err):
+        os.close(fd)
+
+
+async def test_lines_belong_to_no_task(monkeypatch: pytest.MonkeyPatch, pipes: Any) -> None:
     """Least of all to the one that started the worker: a stream that knows tasks, Jupyter's, shows them where it is."""
     asking: contextvars.ContextVar[str] = contextvars.ContextVar("asking", default="nobody")
     shown: list[tuple[str, str]] = []
@@ -26,13 +37,46 @@ async def test_lines_belong_to_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
             return len(text)
 
     monkeypatch.setattr(sys, "stdout", Stream())
-    (out, worker_out), (err, worker_err) = os.pipe2(os.O_NONBLOCK), os.pipe2(os.O_NONBLOCK)
-    output = WorkerOutput((out, err), "worker")
+    fds, (worker_out, _) = pipes
+    output = WorkerOutput(fds, "worker")
     asking.set("who started it")
     output.watch(asyncio.get_running_loop())
     os.write(worker_out, b"a line\n")
     await came.wait()
     output.finish()
-    for fd in (out, worker_out, err, worker_err):
-        os.close(fd)
     assert shown == [("[worker] a line\n", "nobody")]
+
+
+def closed_stream() -> io.TextIOBase:
+    """As a capture is after its end."""
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+class WithoutReader(io.StringIO):
+    """As stdout is in ``python script.py | head``."""
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+
+STREAMS: dict[str, Callable[[], io.TextIOBase]] = {
+    "ASCII": lambda: io.TextIOWrapper(io.BytesIO(), "ascii"),
+    "closed": closed_stream,
+    "without a reader": WithoutReader,
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_what_cannot_be_shown_is_no_failure(stream: str, monkeypatch: pytest.MonkeyPatch, pipes: Any) -> None:
+    """Whole lines and the rest of one: all is read, and what is kept for the obituary is kept."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, STREAMS[stream]())
+    fds, worker_fds = pipes
+    output = WorkerOutput(fds, "worker")
+    for fd in worker_fds:
+        os.write(fd, "naïve\nthe end é".encode())
+    output.finish()
+    assert output.stderr_tail == "naïve\nthe end é"
+    assert repr(output) == "<WorkerOutput 'worker' open=[]>"
