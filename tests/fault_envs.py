@@ -520,6 +520,11 @@ class Dies(Counter):
             self.ending()
         return super().step(action)
 
+    def start_a_flood(self, session: bool) -> int:
+        """Something that writes to our stdout for ever, in a session of its own or in ours."""
+        self.child = subprocess.Popen(["yes"], start_new_session=session)
+        return self.child.pid
+
     def close(self) -> None:
         if self.at == "close":
             self.ending()
@@ -605,6 +610,11 @@ class Mortal(Counter):
         """Something that would outlive this test, in a process group of its own or in ours."""
         command = [sys.executable, "-c", "import time; time.sleep(60)"]
         self.child = subprocess.Popen(command, process_group=0 if group else None)
+        return self.child.pid
+
+    def start_a_flood(self, session: bool) -> int:
+        """Something that writes to our stdout for ever, in a session of its own or in ours."""
+        self.child = subprocess.Popen(["yes"], start_new_session=session)
         return self.child.pid
 
     def close(self) -> None:

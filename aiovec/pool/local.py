@@ -90,7 +90,6 @@ class LocalWorker:
 
     def terminate(self) -> None:
         self.alive = False
-        self._process.kill()
         self._finish()
 
     @property
@@ -139,11 +138,12 @@ class LocalWorker:
         return WorkerDied(*facts, env_index=env_index, stack=stack)
 
     def _finish(self) -> None:
-        """Takes what is left of a process that has ended or was killed, and frees everything."""
+        """Ends the process, if it has not, takes what is left of it, and frees everything."""
         if self._hanging_up is not None:
             self._hanging_up.cancel()
         try:
             if not self._process.is_reaped:  # else the interpreter is at its exit, and that was done
+                self._process.kill()  # before the rest is read: what it started may go on writing
                 self._output.finish()
                 doing = self.doing
                 self._last = (self.env_ids[doing[0].row] if len(doing) == 1 else None, self.stack)

@@ -18,6 +18,10 @@ _CHUNK_NBYTES = 1 << 16
 _TAIL_NBYTES = 4096
 _LONGEST_LINE_NBYTES = 1 << 16  # a longer one is cut, so that no worker can fill the parent's memory
 
+# What a pipe holds at most, for whoever may not set more (`fs.pipe-max-size`). Not until nothing is there: what left the
+# worker's session may write for ever.
+_REST_NBYTES = 1 << 20
+
 
 class WorkerOutput:
     """The two streams of one worker.
@@ -52,10 +56,11 @@ class WorkerOutput:
             context.run(loop.add_reader, fd, self._read, fd)
 
     def finish(self) -> None:
-        """Forwards what is there, and stops; before the descriptors are closed."""
+        """Forwards what is there, up to 1 MiB a stream, and stops; before the descriptors are closed."""
         for fd in list(self._open):
-            while fd in self._open and self._read(fd):
-                pass
+            for _ in range(_REST_NBYTES // _CHUNK_NBYTES):
+                if not self._read(fd):
+                    break
             if fd in self._open:
                 self._forget(fd)
 

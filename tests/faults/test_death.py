@@ -6,6 +6,7 @@ The table: how a worker ends × in what it ends × how many workers there are, e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import io
 import os
@@ -314,6 +315,31 @@ async def test_a_death_that_a_call_has_told_is_not_told_again() -> None:
         await killed(envs)
         with pytest.raises(ResetNeeded):
             await envs.step([0] * NUM_ENVS)
+
+
+@pytest.mark.not_on_ray("Ray shows what actors print")
+@pytest.mark.parametrize("session", [False, True], ids=["same session", "own session"])
+@pytest.mark.parametrize("end", ["close", "terminate", "death"])
+async def test_what_an_env_started_writes_for_ever(end: str, session: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not keep the loop with the end of its worker; in a session of its own it outlives that."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    async with asyncio.timeout(BOUND_SECONDS), vector(end_with_sigkill, "step", 2) as envs:
+        await envs.reset()
+        (child,) = await envs.call("start_a_flood", session, env_ids=[MORTAL])
+        try:
+            if end == "close":
+                await envs.close()
+            elif end == "terminate":
+                envs.terminate()
+            else:
+                with pytest.raises(WorkerDied):
+                    await envs.step([0, 0, 1, 0])
+        finally:
+            if session:
+                with contextlib.suppress(ProcessLookupError):  # our end of its pipe is closed, and so it may have ended
+                    os.kill(child, signal.SIGKILL)
+        while is_running(child):
+            await asyncio.sleep(0.005)
 
 
 class Interrupted(io.StringIO):

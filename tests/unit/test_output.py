@@ -80,3 +80,21 @@ def test_what_cannot_be_shown_is_no_failure(stream: str, monkeypatch: pytest.Mon
     output.finish()
     assert output.stderr_tail == "naïve\nthe end é"
     assert repr(output) == "<WorkerOutput 'worker' open=[]>"
+
+
+def test_who_writes_for_ever_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch, pipes: Any) -> None:
+    """A process that left the worker's session may: of what it writes while we read, a bounded part is shown."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    fds, (worker_out, _) = pipes
+    num_reads = 0
+
+    def read(fd: int, nbytes: int, original: Callable[[int, int], bytes] = os.read) -> bytes:
+        nonlocal num_reads
+        num_reads += fd == fds[0]
+        if fd == fds[0] and num_reads < 1000:
+            os.write(worker_out, b"y\n" * 1000)
+        return original(fd, nbytes)
+
+    monkeypatch.setattr(os, "read", read)
+    WorkerOutput(fds, "worker").finish()
+    assert num_reads < 100
