@@ -27,6 +27,7 @@ from typing import Any
 
 import aiovec
 from aiovec.exchange.black_box import BlackBox
+from aiovec.exchange.pidfds import open_pidfd
 from aiovec.worker.entry import THREAD_LIMITS, run_forked
 
 __all__ = ["WorkerFiles", "WorkerProcess"]
@@ -132,27 +133,36 @@ class WorkerProcess:
 
     def watch(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
         """Calls `ended` on the loop, once, when the process itself has ended, whoever holds its socket open."""
-        if hasattr(os, "pidfd_open"):
-            pidfd = os.pidfd_open(self.pid)
-
-            def unwatch() -> None:
-                if not loop.is_closed():
-                    loop.remove_reader(pidfd)
-                os.close(pidfd)
-                self._unwatch = lambda: None
-
-            def noticed() -> None:
-                unwatch()
-                ended()
-
-            self._unwatch = unwatch
-            loop.add_reader(pidfd, noticed)
+        pidfd = open_pidfd(self.pid)
+        if pidfd is None:
+            self._watch_in_thread(loop, ended)
             return
 
+        def unwatch() -> None:
+            if not loop.is_closed():
+                loop.remove_reader(pidfd)
+            os.close(pidfd)
+            self._unwatch = lambda: None
+
+        def noticed() -> None:
+            unwatch()
+            ended()
+
+        self._unwatch = unwatch
+        loop.add_reader(pidfd, noticed)
+
+    def _watch_in_thread(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
+        def noticed() -> None:
+            if not self._reaped:
+                ended()
+
         def wait() -> None:
-            self._child.wait()
+            try:
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # it is `reap` that frees its number
+            except (AttributeError, ChildProcessError):  # macOS before Python 3.13; a child of the fork server
+                self._child.wait()
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-                loop.call_soon_threadsafe(ended)
+                loop.call_soon_threadsafe(noticed)
 
         threading.Thread(target=wait, name=f"aiovec-wait-{self.pid}", daemon=True).start()
 
@@ -180,7 +190,7 @@ class WorkerProcess:
 
     def _kill_session(self) -> None:
         """What an env started in a process group of its own, as a shell does with its jobs; 1 µs a process to look."""
-        if not (self._is_ours() and hasattr(os, "pidfd_open") and Path("/proc/self").exists()):
+        if not (self._is_ours() and Path("/proc/self").exists()):
             return
         # Without a descriptor left /proc cannot be read: what left the group may live on then, but the worker itself must
         # be ended and its death told all the same.
@@ -189,7 +199,9 @@ class WorkerProcess:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     if os.getsid(pid) != self.pid or pid == self.pid:
                         continue
-                    pidfd = os.pidfd_open(pid)
+                    pidfd = open_pidfd(pid)
+                    if pidfd is None:  # by its number alone it could be another that is hit
+                        return
                     try:
                         if os.getsid(pid) == self.pid:  # still: the number may have been given to another meanwhile
                             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -285,10 +297,15 @@ def _start_multiprocessing(
     process = start.Process(target=_run_forked, args=(fds, os.getpid(), look_again, foreign), name=name, daemon=False)
     process.start()
 
+    waiting = threading.Lock()  # without pidfds a thread waits, too
+    exitcode: int | None = None
+
     def wait() -> int | None:
-        process.join()
-        exitcode: int | None = process.exitcode
-        process.close()
+        nonlocal exitcode
+        with waiting, contextlib.suppress(ValueError):  # it is closed: somebody has waited for it before
+            process.join()
+            exitcode = process.exitcode
+            process.close()
         return exitcode
 
     return _Child(process.pid, wait)

@@ -15,6 +15,8 @@ import select
 import signal
 import threading
 
+from aiovec.exchange.pidfds import open_pidfd
+
 __all__ = ["hold_lifeline"]
 
 
@@ -30,11 +32,11 @@ def hold_lifeline(lifeline_fd: int, parent_pid: int) -> None:
         if _readable([lifeline_fd], 0):  # it ended before this was in place
             _end_group()
     watched = [lifeline_fd]
-    if hasattr(os, "pidfd_open"):
-        try:
-            watched.append(os.pidfd_open(parent_pid))
-        except ProcessLookupError:
-            _end_group()
+    try:
+        if (pidfd := open_pidfd(parent_pid)) is not None:
+            watched.append(pidfd)
+    except ProcessLookupError:
+        _end_group()
     threading.Thread(target=_watch, args=(watched,), name="aiovec-lifeline", daemon=True).start()
 
 

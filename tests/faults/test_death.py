@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -374,6 +375,33 @@ async def test_an_end_whose_last_words_cannot_be_shown(end: str, monkeypatch: py
         assert worker.ended.is_set()
         assert not is_running(worker.pid)
         envs.terminate()
+
+
+@pytest.mark.not_on_ray("it is about local processes")
+@pytest.mark.parametrize("why", [errno.ENOSYS, errno.EPERM], ids=["old kernel", "seccomp"])
+@pytest.mark.parametrize("context", [None, "fork", "forkserver", "spawn"])
+async def test_without_pidfds(why: int, context: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Python knows the call and the system refuses it: a thread waits for each worker instead, of whatever context."""
+
+    def refused(_pid: int, _flags: int = 0) -> int:
+        raise OSError(why, os.strerror(why))
+
+    source = f"import os\ndef refused(*_):\n    raise OSError({why}, os.strerror({why}))\nos.pidfd_open = refused\n"
+    (tmp_path / "sitecustomize.py").write_text(source)
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    async with asyncio.timeout(BOUND_SECONDS), vector(exit_with_3, "step", 2, context=context) as envs:
+        await envs.reset()
+        for _ in range(2):
+            with pytest.raises(WorkerDied) as caught:
+                await envs.step([0, 0, 1, 0])
+            assert (caught.value.env_ids, caught.value.exitcode) == ((2, 3), 3)
+            await envs.reset()
+        await envs.step([0] * NUM_ENVS)
+        worker = mortal_worker(envs)
+        envs.terminate()
+        assert worker.exitcode == -signal.SIGKILL
+        assert not is_running(worker.pid)
 
 
 # ---- the worker that takes the place of one that died
