@@ -24,7 +24,6 @@ from aiovec.exchange.frames import FrameKind
 from aiovec.exchange.layout import Layout
 from aiovec.exchange.messages import BuildReply, BuildRequest, MapRequest
 from aiovec.exchange.slab import Geometry
-from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.pool import Pool
 from aiovec.pool.restarts import Restarts
 from aiovec.pool.ring import LENT_FROM_NBYTES
@@ -73,7 +72,7 @@ async def start(plan: StartPlan) -> Started:
     """Starts the workers of a vector.
 
     Raises:
-        EnvTimeoutError: Not all envs were built within `start_timeout`; nothing is left.
+        EnvTimeoutError: It did not end within `start_timeout`; nothing is left.
         ValueError: `step_timeout` where it cannot be kept; nothing is left.
         SpaceMismatchError: Spaces that cannot be batched; nothing is left.
         SlabMemoryError: No memory for the slab; nothing is left.
@@ -92,10 +91,10 @@ async def start(plan: StartPlan) -> Started:
         plan.step_timeout,
         Restarts(plan.max_restarts, plan.autoreset_mode) if plan.on_failure == "restart" else None,
     )
-    building: PendingCall | None = None
+    deadline: asyncio.Timeout | None = None
     try:
         env_fns = await _travelling(plan)
-        async with asyncio.timeout(plan.start_timeout):
+        async with asyncio.timeout(plan.start_timeout) as deadline:
             await pool.start_workers()
             requests = {
                 worker.index: BuildRequest(
@@ -134,18 +133,26 @@ async def start(plan: StartPlan) -> Started:
             replies[0].render_mode,
         )
     except BaseException as error:
-        late = [pool.workers[index] for index in sorted(building.missing)] if building is not None else []
-        too_late = isinstance(error, TimeoutError) and late and not isinstance(error, EnvTimeoutError)
+        too_late = (
+            deadline is not None
+            and deadline.expired()
+            and isinstance(error, TimeoutError)  # else it failed by itself meanwhile
+            and not isinstance(error, EnvTimeoutError)
+        )
+        # That of the stage; none while this process itself was at work.
+        call = next(iter(pool.calls.pending.values()), None)
+        late = [pool.workers[index] for index in sorted(call.missing)] if call is not None else []
         try:
             stack = await _stacks(late) if too_late else ""
-            missing = await pool.backend.why_not_there(late or pool.workers) if too_late else ""
+            missing = await pool.backend.why_not_there(late) if too_late else ""
         finally:
             pool.terminate()
         if too_late:
-            env_ids = [env_index for worker in late for env_index in worker.env_ids]
+            env_ids = [env_index for worker in late for env_index in worker.env_ids] or range(len(plan.env_fns))
             if missing:
                 raise WorkerStartError(env_ids, missing) from None
-            raise EnvTimeoutError(env_ids, "build", plan.start_timeout, stack=stack) from None
+            command = "start" if call is None else call.command
+            raise EnvTimeoutError(env_ids, command, plan.start_timeout, stack=stack) from None
         raise
 
 

@@ -13,10 +13,8 @@ import io
 import os
 import resource
 import signal
-import traceback
-
-
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

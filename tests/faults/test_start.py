@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from fault_envs import BOUND_SECONDS, Faulty, Gate, Gated, Recorded, Slow, an_error, is_running
+from sample_envs import Counter
 
 from aiovec import AsyncVectorEnv, ClosedEnvironmentError, EnvTimeoutError, make_vec
+from aiovec.exchange.slab import Geometry
 from aiovec.pool.cpus import usable_cpus
+from aiovec.pool.pool import Pool
 
 CONTEXTS = [None, "fork", "forkserver", "spawn"]
 
@@ -123,6 +127,44 @@ async def test_a_start_that_takes_too_long(gate: Gate) -> None:
         gate.open()
         await envs.reset()
         await envs.close()
+
+
+@pytest.mark.not_on_ray("it is about local processes")
+@pytest.mark.parametrize("stage", ["map", "start"])
+async def test_a_start_that_takes_too_long_once_all_is_built(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that does not map the slab is named by its envs; where it is none of them, all are."""
+    original = Pool.map_slab
+
+    async def map_slab(pool: Pool, geometry: Geometry) -> None:
+        if stage == "start":
+            await asyncio.Event().wait()
+        pool.workers[1].signal(signal.SIGSTOP)
+        await original(pool, geometry)
+
+    monkeypatch.setattr(Pool, "map_slab", map_slab)
+    envs = AsyncVectorEnv([Counter] * 3, num_workers=3, start_timeout=4)
+    late = "env 1" if stage == "map" else "envs 0-2"
+    async with asyncio.timeout(BOUND_SECONDS):
+        with pytest.raises(EnvTimeoutError, match=f"{late} did not end {stage} within 4 s") as caught:
+            await envs
+        assert caught.value.env_ids == ((1,) if stage == "map" else (0, 1, 2))
+        monkeypatch.undo()
+        await envs.reset()
+        await envs.close()
+
+
+def raises_timeout() -> gym.Env[Any, Any]:
+    """As a constructor that connects to a simulator may."""
+    raise TimeoutError("no simulator")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+async def test_a_timeout_of_an_env_itself_is_no_start_that_takes_too_long(num_workers: int) -> None:
+    """It is raised as every failure of a construction."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        with pytest.raises(TimeoutError, match="no simulator") as caught:
+            await AsyncVectorEnv([Counter, raises_timeout], num_workers=num_workers)
+    assert not isinstance(caught.value, EnvTimeoutError)
 
 
 def open_files() -> list[str]:
