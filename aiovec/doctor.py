@@ -25,7 +25,7 @@ import gymnasium as gym
 import numpy as np
 
 import aiovec
-from aiovec.pool.cgroups import cgroup_folders, cpu_quota, read_file
+from aiovec.exchange.cgroups import cgroup_limits, cpu_quota, memory_limit, read_file
 from aiovec.pool.cpus import allowed_cpus, usable_cpus
 from aiovec.vector_env import AsyncVectorEnv
 
@@ -150,13 +150,7 @@ def memory(root: Path) -> Finding:
         ),
         None,
     )
-    limits = _cgroup_limits(
-        root, "memory", ("memory.max", "memory.limit_in_bytes"), ("memory.current", "memory.usage_in_bytes")
-    )
-    # Version 1 says "no limit" by a number above this.
-    limit, used = min(
-        (pair for pair in limits if pair[0] < 1 << 60), key=lambda pair: pair[0] - pair[1], default=(None, 0)
-    )
+    limit, used = memory_limit(root) or (None, 0)
     found = "unknown" if free is None else f"{_gigabytes(free)} free"
     if limit is not None:
         found += f", a cgroup limit of {_gigabytes(limit)} of which {_gigabytes(used)} are used"
@@ -220,9 +214,9 @@ def processes(root: Path) -> Finding:
         found = f"{soft:,} for this user"
         if soft < few:
             advice.append("`ulimit -u`")
-    limits = _cgroup_limits(root, "pids", ("pids.max",), ("pids.current",))
+    limits = cgroup_limits(root, "pids", ("pids.max",), ("pids.current",))
     if limits:
-        most, used = min(limits, key=lambda pair: pair[0] - pair[1])
+        _, most, used = min(limits, key=lambda found: found[1] - found[2])
         found += f", {most:,} for this cgroup of which {used:,} are there"
         if most - used < few:
             advice.append("`docker run --pids-limit`")
@@ -310,23 +304,6 @@ def start(method: Literal["fork", "forkserver", "spawn"] | None) -> Finding:
     if rewards != [1.0, 1.0]:
         return Finding(name, "problem", f"a step gave the rewards {rewards}", "Please report this.")
     return Finding(name, "ok", f"2 workers ready and stepped after {seconds:.2f} s")
-
-
-def _cgroup_limits(
-    root: Path, controller: str, limits: tuple[str, ...], uses: tuple[str, ...]
-) -> list[tuple[int, int]]:
-    """Each limit that is set, and how much of it is used; version 2's names of the files and version 1's."""
-    found: list[tuple[int, int]] = []
-    for folder in cgroup_folders(root, controller):
-        limit = _first_number(folder, limits)
-        if limit is not None:
-            found.append((limit, _first_number(folder, uses) or 0))
-    return found
-
-
-def _first_number(folder: Path, names: tuple[str, ...]) -> int | None:
-    texts = [read_file(folder / name) for name in names]
-    return next((int(text) for text in texts if text is not None and text.isdigit()), None)
 
 
 def _gigabytes(nbytes: int) -> str:

@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from aiovec.errors import SlabMemoryError
 from aiovec.exchange.answer_slots import AnswerSlots, answer_slots_nbytes
+from aiovec.exchange.cgroups import memory_limit
 from aiovec.exchange.layout import Layout, align
 from aiovec.exchange.reply_area import ReplyArea, reply_area_nbytes
 from aiovec.exchange.tally import NUM_TALLIES
@@ -248,20 +249,22 @@ def _check_available(nbytes: int) -> None:
         raise SlabMemoryError(nbytes, f"{available:,} bytes are available")
 
 
-def _available_nbytes() -> int:
+def _available_nbytes(root: Path = Path("/")) -> int:
     """What this process may still use; without a limit that could be read, more than anyone asks for.
 
     Asked before the memory is reserved: a memfd has no size of its own, so too much of it would end in the
     kernel's out-of-memory killer rather than in an error.
+
+    Args:
+        root: Where the system's files are.
     """
     available = sys.maxsize
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
         available = int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # cgroup v2, as seen from inside a container
-        group = Path("/sys/fs/cgroup")
-        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
-        available = min(available, int(limit) - int(used))
+    if (of_group := memory_limit(root)) is not None:
+        limit, used = of_group
+        available = min(available, limit - used)
     return available
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from aiovec.pool.cgroups import cpu_quota
+from aiovec.exchange.cgroups import cpu_quota
 
 __all__ = ["allowed_cpus", "usable_cpus"]
 

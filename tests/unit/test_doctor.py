@@ -104,6 +104,16 @@ def test_cpus(
             "note",
             "a cgroup limit of 2.00 GB of which 1.50 GB are used",
         ),
+        (
+            {  # pages of files are not in the way
+                "proc/meminfo": "MemAvailable: 8000000 kB\n",
+                "sys/fs/cgroup/memory.max": "2000000000",
+                "sys/fs/cgroup/memory.current": "1900000000",
+                "sys/fs/cgroup/memory.stat": "anon 200000000\ninactive_file 1700000000\n",
+            },
+            "ok",
+            "a cgroup limit of 2.00 GB of which 0.20 GB are used",
+        ),
         ({"proc/meminfo": "MemAvailable: 8000000 kB\n", "sys/fs/cgroup/memory.max": "max"}, "ok", "8.19 GB free"),
         (
             {

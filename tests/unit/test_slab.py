@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import resource
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from unit.strategies import fixed_spaces
 
 from aiovec.errors import SlabMemoryError
+from aiovec.exchange import slab as slab_module
 from aiovec.exchange.groups import split_evenly
 from aiovec.exchange.layout import ALIGNMENT, Layout
 from aiovec.exchange.slab import Geometry, Slab, Strip, create_memory_file, mapped, private_memory, reserve_memory
@@ -225,3 +228,60 @@ def test_no_private_memory_is_the_same_error() -> None:
     geometry = Geometry(1 << 54, Layout(spaces.Box(0, 1, (4,))), Layout(spaces.Discrete(2)))
     with pytest.raises(SlabMemoryError, match="no memory for the"):
         Slab.private(geometry)
+
+
+AVAILABLE: dict[str, tuple[dict[str, str], int]] = {
+    "nothing is known": ({}, sys.maxsize),
+    "the machine's": ({"proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 5 kB\n"}, 5 * 1024),
+    "of a container": ({"sys/fs/cgroup/memory.max": "900\n", "sys/fs/cgroup/memory.current": "300\n"}, 600),
+    "no limit": ({"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "300\n"}, sys.maxsize),
+    "version 2, of a job": (
+        {
+            "proc/meminfo": "MemAvailable: 5 kB\n",
+            "proc/self/cgroup": "0::/system.slice/slurm/job_1/step_0\n",
+            "sys/fs/cgroup/system.slice/slurm/job_1/memory.max": "900",
+            "sys/fs/cgroup/system.slice/slurm/job_1/memory.current": "300",
+            "sys/fs/cgroup/system.slice/slurm/job_1/step_0/memory.max": "max",
+        },
+        600,
+    ),
+    "version 1, of a job": (
+        {
+            "proc/self/cgroup": "4:memory:/job\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": "5000",
+            "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "900",
+            "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "300",
+        },
+        600,
+    ),
+    "version 2, full of files' pages": (
+        {
+            "sys/fs/cgroup/memory.max": "900",
+            "sys/fs/cgroup/memory.current": "899",
+            "sys/fs/cgroup/memory.stat": "anon 99\ninactive_anon 99\nactive_file 300\ninactive_file 400\n",
+        },
+        701,
+    ),
+    "version 1, full of files' pages": (
+        {
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "900",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": "899",
+            "sys/fs/cgroup/memory/memory.stat": (
+                "cache 9\nactive_file 1\ninactive_file 2\ntotal_active_file 30\ntotal_inactive_file 40\n"
+            ),
+        },
+        71,
+    ),
+}
+
+
+@pytest.mark.parametrize("where", AVAILABLE)
+def test_what_is_available(where: str, tmp_path: Path) -> None:
+    """The least that the machine and each cgroup above this process leave."""
+    files, nbytes = AVAILABLE[where]
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert slab_module._available_nbytes(tmp_path) == nbytes
