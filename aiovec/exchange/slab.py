@@ -51,7 +51,9 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+# Compared by identity: a `deque` of them is searched while loans end in other threads or in the collector, and a comparison
+# in Python would let them in between.
+@dataclass(frozen=True, eq=False)
 class Strip:
     """Buffers end to end.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -239,6 +241,27 @@ def test_a_strip_comes_back_with_the_lease_and_all_arrays() -> None:
     gc.collect()
     assert {taken.strip.first for taken in [lease(slab, strips, 4), lease(slab, strips, 4)]} == {1, 6}
     assert repr(strips) == "<RolloutStrips free=2 of 2>"
+
+
+def test_a_lease_may_end_while_another_begins() -> None:
+    """In another thread, wherever Python lets that in: here within every comparison that is written in Python."""
+    slab, strips = make_strips(4)
+    held = [lease(slab, strips, 1)]
+    short, long = lease(slab, strips, 9), lease(slab, strips, 10)
+    del short
+    del long
+
+    def end_one(frame: FrameType, event: str, _arg: Any) -> None:
+        if event == "call" and frame.f_code.co_name == "__eq__":
+            held.clear()
+
+    sys.setprofile(end_one)
+    try:
+        taken = strips.take(10)
+    finally:
+        sys.setprofile(None)
+    assert taken is not None
+    assert taken.strip.num_actions == 10
 
 
 def test_beyond_the_bound_a_strip_is_home() -> None:
