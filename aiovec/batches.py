@@ -175,7 +175,7 @@ class Batches:
         self._num_steps += len(self._every_env)
         if self._failed_rows is not None:
             self._failed_rows.keep(None, buffer, dynamic)
-        return self._observations(call, dynamic), rewards, terminations, truncations, infos
+        return self._observations(call, buffer, dynamic), rewards, terminations, truncations, infos
 
     def reset_result(self, call: PendingCall, replies: list[BatchReply | None]) -> ResetResult:
         """What `reset` returns, or raises."""
@@ -191,7 +191,7 @@ class Batches:
             self.calls.forget_lost()
             self._failed_rows.keep(call.env_ids, buffer, dynamic)
         if call.env_ids is None:
-            return self._observations(call, dynamic), infos
+            return self._observations(call, buffer, dynamic), infos
         return self.layout.assemble([array.take(call.env_ids, axis=0) for array in buffer.observations], dynamic), infos
 
     def _ended(self, buffer: Buffer) -> Sequence[int]:
@@ -238,15 +238,15 @@ class Batches:
         asked = self.states.asked_by(call.seq)  # with a mask not all whose rows were answered
         self.calls.keep_rest(call, [env_index for env_index in asked if env_index not in failed])
 
-    def _observations(self, call: PendingCall, dynamic: list[list[Any]]) -> Any:
+    def _observations(self, call: PendingCall, buffer: Buffer, dynamic: list[list[Any]]) -> Any:
         """The observations of a whole batch, theirs to keep who asked."""
         arrays: list[npt.NDArray[Any]]
         if call.buffer != HOME:
             arrays = self._ring.lend(call.buffer)
         elif self._is_lent_home:
-            arrays = self._rows_of(call).observations
+            arrays = buffer.observations
         else:
-            arrays = [array.copy() for array in self._rows_of(call).observations]
+            arrays = [array.copy() for array in buffer.observations]
         return self.layout.assemble(arrays, dynamic)
 
     def _whole(self, answers: Sequence[Answered]) -> tuple[list[list[Any]], dict[str, Any]]:
@@ -599,7 +599,7 @@ class Batches:
                 own = self.pool.workers[index].env_ids
                 for array, rows in zip(call.kept.arrays(), saved.arrays(), strict=True):
                     array[own.start : own.stop] = rows
-            call.saved.clear()
+            call.saved = {}
         return self._buffer(call.buffer) if call.kept is None else call.kept
 
     def _said(self, call: PendingCall) -> list[Answered]:

@@ -802,7 +802,7 @@ class Calls:
         own = self._workers[index].env_ids
         for call in self.pending.values():
             if call.is_batch and call.buffer == HOME and index in call.payloads and self._ring is not None:
-                call.saved[index] = self._ring.home(slice(own.start, own.stop))
+                call.saved = {**call.saved, index: self._ring.home(slice(own.start, own.stop))}
 
     def _ask_apart(self, call: PendingCall, dead: int | None = None) -> None:
         """Workers that would answer a step by the tally, with the last of them, are to answer each for itself."""

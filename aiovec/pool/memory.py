@@ -77,10 +77,8 @@ class SlabMemory:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             own = asyncio.current_task()
-            if task.cancelled() and own is not None and not own.cancelling():
-                raise ClosedEnvironmentError(
-                    "rollout()"
-                ) from None  # by `close`: whoever waits was not cancelled itself
+            if task.cancelled() and own is not None and not own.cancelling():  # by `close`, and not who waits for it
+                raise ClosedEnvironmentError("rollout()") from None
             raise
 
     async def _grow(self, num_buffers: int, num_actions: int) -> Strip:

@@ -16,6 +16,7 @@ from aiovec.pool.ring import Lease
 __all__ = ["PendingCall"]
 
 _NO_RESETS: Mapping[int, ResetRequest] = {}
+_NONE_SAVED: Mapping[int, Buffer] = {}
 
 
 class PendingCall:
@@ -100,7 +101,7 @@ class PendingCall:
         self.group: int = 0
         self.lease: Lease | None = None
         self.kept: Buffer | None = None
-        self.saved: dict[int, Buffer] = {}
+        self.saved: Mapping[int, Buffer] = _NONE_SAVED
         self.resets: Mapping[int, ResetRequest] = _NO_RESETS
         self.began: float = 0.0
 
