@@ -383,9 +383,7 @@ class BlockingVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         except AlreadyPendingCallError:  # in another thread, whose loop may be about to run
             self._end_soon()
         except RunningLoopError:
-            if not self._in_use.acquire(
-                blocking=False
-            ):  # that of another thread, or of the very call that a signal interrupts
+            if not self._in_use.acquire(blocking=False):  # a call is under way: of another thread, or under this one
                 self._end_soon()
                 return
             try:
