@@ -116,6 +116,7 @@ class Calls:
         """
         self._ring, self._reply_areas, self._tallies, self._sent = ring, reply_areas, tallies, sent
         self._together = bool(tallies)
+        self._busy_seconds = 0.0  # those of the start are not the vector's work
         self._bare_requests = self.prepare(dict.fromkeys(range(len(self._workers))))
 
     def close(self) -> None:

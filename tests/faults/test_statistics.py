@@ -142,6 +142,7 @@ async def test_before_the_start_and_after_the_end() -> None:
     with pytest.raises(NotStartedError, match="statistics"):
         envs.statistics()
     await envs
+    assert (envs.statistics().waiting_seconds, envs.statistics().overhead) == (0, 0)  # the start is no work
     await envs.close()
     with pytest.raises(ClosedEnvironmentError, match="statistics"):
         envs.statistics()
