@@ -116,7 +116,7 @@ class Batches:
     def begin_step(self, actions: Any) -> PendingCall:
         """Asks every env for a step."""
         calls = self.calls
-        calls.raise_untold_death()
+        calls.deaths.raise_untold()
         seq = calls.next_seq()
         self.states.begin_step(seq, "step")
         try:
@@ -159,7 +159,7 @@ class Batches:
             dynamic: list[list[Any]] = []
             infos: dict[str, Any] = {}
         elif call.mended is not None and call.mended.is_needed:
-            dynamic, infos = self._completed(call, call.mended)
+            dynamic, infos = self._completed(call, call.mended, buffer)
             self.calls.stepped(frozenset(call.mended.failures))
             self._settle_mended(call, call.mended, self._ended(buffer))
         else:
@@ -181,12 +181,12 @@ class Batches:
         """What `reset` returns, or raises."""
         buffer = self._rows_of(call)
         if call.mended is not None and call.mended.is_needed:
-            dynamic, infos = self._completed(call, call.mended)
+            dynamic, infos = self._completed(call, call.mended, buffer)
             self._settle_mended(call, call.mended, ())
         else:
             answers = self._answers(call, replies)
             self._settle(call, answers, ())
-            dynamic, infos = self._whole(answers) if call.env_ids is None else self._part(call, call.env_ids)
+            dynamic, infos = self._whole(answers) if call.env_ids is None else self._part(call, call.env_ids, buffer)
         if self._failed_rows is not None:
             self.calls.forget_lost()
             self._failed_rows.keep(call.env_ids, buffer, dynamic)
@@ -263,14 +263,16 @@ class Batches:
             return []
         return [list(chain.from_iterable(parts)) for parts in zip(*(r.dynamic for _, r in answers), strict=True)]
 
-    def _part(self, call: PendingCall, env_ids: Sequence[int]) -> tuple[list[list[Any]], dict[str, Any]]:
+    def _part(
+        self, call: PendingCall, env_ids: Sequence[int], buffer: Buffer
+    ) -> tuple[list[list[Any]], dict[str, Any]]:
         """The same of some envs."""
-        dynamic, entries = self._rows(call, env_ids)
+        dynamic, entries = self._rows(call, env_ids, buffer)
         return dynamic, infos_.of_rows(entries, env_ids)
 
-    def _completed(self, call: PendingCall, mended: Mended) -> tuple[list[list[Any]], dict[str, Any]]:
+    def _completed(self, call: PendingCall, mended: Mended, buffer: Buffer) -> tuple[list[list[Any]], dict[str, Any]]:
         """The same of a call in which some failed."""
-        dynamic, entries = self._complete(call, mended, None)
+        dynamic, entries = self._complete(call, mended, None, buffer)
         env_ids = self._every_env if call.env_ids is None else call.env_ids
         return [[column[env_index] for env_index in env_ids] for column in dynamic], infos_.of_rows(entries, env_ids)
 
@@ -284,7 +286,7 @@ class Batches:
             ResetNeeded: An env must be reset first, or has no observation to begin with.
             WorkerDied: A worker ended since the last call.
         """
-        self.calls.raise_untold_death()
+        self.calls.deaths.raise_untold()
         self.states.check_idle("rollout", self._every_env)
         if self._failed_rows is None:
             self.states.check_repeatable("rollout", self._every_env)
@@ -353,7 +355,7 @@ class Batches:
         env_ids = self._every_env if call.env_ids is None else call.env_ids
         parts: InfoParts = []
         if call.mended is not None and call.mended.is_needed:
-            by_env, entries = self._complete(call, call.mended, call.env_ids)
+            by_env, entries = self._complete(call, call.mended, call.env_ids, self._buffer(call.buffer))
             dynamic = [[column[env_index] for env_index in env_ids] for column in by_env]
             if entries:
                 parts = [(sorted(entries), infos_.collect(sorted(entries.items()), -1))]
@@ -398,7 +400,7 @@ class Batches:
     def _row(self, call: PendingCall, env_index: int) -> tuple[Any, dict[str, Any]]:
         """The observation of one env, and its info."""
         buffer = self._rows_of(call)
-        dynamic, entries = self._rows(call, [env_index])
+        dynamic, entries = self._rows(call, [env_index], buffer)
         if self._failed_rows is not None:
             self._failed_rows.keep([env_index], buffer, dynamic)
         row = [array[env_index : env_index + 1] for array in buffer.observations]
@@ -408,7 +410,7 @@ class Batches:
         """See `SubEnv.step`."""
         calls = self.calls
         worker = self.pool.worker_of(env_index)
-        calls.raise_death_of(env_index)
+        calls.deaths.raise_unheard(env_index)
         self.states.check_idle("step", [env_index])
         actions: Sequence[Any] | ActionColumns | None = self.actions.write_one(action, env_index)
         if actions is None and not self.pool.shared:
@@ -439,7 +441,7 @@ class Batches:
 
     def send(self, actions: Any, env_ids: Sequence[int]) -> None:
         """See `AsyncVectorEnv.send`."""
-        self.calls.raise_untold_death()
+        self.calls.deaths.raise_untold()
         self.states.check_idle("send", env_ids)
         rows = self.actions.write(actions, env_ids)
         asked: dict[int, list[int]] = {}
@@ -501,7 +503,7 @@ class Batches:
         values: dict[int, list[Any]] = {}
         by_buffer: dict[int, list[int]] = {}
         for call, of_call in _by_call(chosen):
-            dynamic, of_rows = self._rows(call, of_call)
+            dynamic, of_rows = self._rows(call, of_call, self._buffer(call.buffer))
             entries.update(of_rows)
             by_buffer.setdefault(call.buffer, []).extend(of_call)
             for position, env_index in enumerate(of_call) if dynamic else ():
@@ -626,13 +628,15 @@ class Batches:
                     array[rows] = sent
         return answers
 
-    def _rows(self, call: PendingCall, env_ids: Sequence[int]) -> tuple[list[list[Any]], dict[int, dict[str, Any]]]:
+    def _rows(
+        self, call: PendingCall, env_ids: Sequence[int], buffer: Buffer
+    ) -> tuple[list[list[Any]], dict[int, dict[str, Any]]]:
         """Of some envs of a call: the values of the leaves without a fixed size, and the infos of those that have one.
 
         The rest is in the buffer then.
         """
         if call.mended is not None and call.mended.is_needed:
-            dynamic, entries = self._complete(call, call.mended, env_ids)
+            dynamic, entries = self._complete(call, call.mended, env_ids, buffer)
             return [[column[env_index] for env_index in env_ids] for column in dynamic], entries
         wanted = set(env_ids)
         values: dict[int, list[Any]] = {}
@@ -646,18 +650,18 @@ class Batches:
                 for position, env_index in enumerate(answered):
                     if env_index in wanted:
                         values[env_index] = [column[position] for column in reply.dynamic]
-                        for array, sent in zip(self._rows_of(call).arrays(), reply.arrays, strict=False):
+                        for array, sent in zip(buffer.arrays(), reply.arrays, strict=False):
                             array[env_index] = sent[position]
         dynamic = [[values[env_index][index] for env_index in env_ids] for index in range(len(self.layout.dynamic))]
         return dynamic, entries
 
     def _complete(
-        self, call: PendingCall, mended: Mended, env_ids: Sequence[int] | None
+        self, call: PendingCall, mended: Mended, env_ids: Sequence[int] | None, buffer: Buffer
     ) -> tuple[list[list[Any]], dict[int, dict[str, Any]]]:
         """Completes the rows of these envs, or of all, in a call in which some failed; see `FailedRows.complete`."""
         assert self._failed_rows is not None  # noqa: S101
         own = [worker.env_ids for worker in self.pool.workers]
-        return self._failed_rows.complete(mended, call.resets, self._said(call), own, self._rows_of(call), env_ids)
+        return self._failed_rows.complete(mended, call.resets, self._said(call), own, buffer, env_ids)
 
 
 def _by_call(chosen: Iterable[tuple[int, PendingCall]]) -> list[tuple[PendingCall, list[int]]]:

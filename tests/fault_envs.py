@@ -438,6 +438,11 @@ class WithoutSpaces(gym.Env[Any, Any]):
     """Forgot its spaces."""
 
 
+def raises_timeout() -> gym.Env[Any, Any]:
+    """As a constructor that connects to a simulator may."""
+    raise TimeoutError("no simulator")
+
+
 def not_an_env() -> Any:
     """An env_fn that gives something else."""
     return {"observation": 1}
@@ -505,6 +510,21 @@ class Slow(Counter):
 
     def close(self) -> None:
         time.sleep(self.seconds)
+
+
+class DiesBehindItsReply(Counter):
+    """Action 1: the worker is killed at the moment at which it would take its token. Action 2 takes its time."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if action == 1:
+            from aiovec.worker import serve
+
+            serve.take_last = lambda _fd: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+            info["text"] = "x" * 20_000
+        elif action == 2:
+            time.sleep(0.2)
+        return observation, reward, terminated, truncated, info
 
 
 class Dies(Counter):

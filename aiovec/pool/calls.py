@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from aiovec.errors import (
     AlreadyPendingCallError,
     ClosedEnvironmentError,
-    CrashLoopError,
     NoAsyncCallError,
     WorkerStartError,
     failures,
@@ -25,10 +24,10 @@ from aiovec.exchange.failures import without_our_frames
 from aiovec.exchange.frames import Frame, FrameKind
 from aiovec.exchange.groups import index_in
 from aiovec.exchange.messages import ResetRequest
-from aiovec.exchange.reply_area import ReplyArea
-from aiovec.exchange.tally import NUM_TALLIES, Tally
 from aiovec.pool.answer import Answer
+from aiovec.pool.deaths import Deaths
 from aiovec.pool.inbox import Inbox
+from aiovec.pool.lock_step import LockStep
 from aiovec.pool.mending import Mending
 from aiovec.pool.pending_call import PendingCall
 from aiovec.pool.restarts import GIVEN_UP
@@ -74,6 +73,7 @@ class Calls:
     ) -> None:
         self.states: EnvStates = EnvStates(num_envs)
         self.inbox: Inbox = Inbox()
+        self.deaths: Deaths = Deaths()
         self.pending: dict[int, PendingCall] = {}
         self.mending: Mending | None = mending
         self.are_ending: bool = False  # `close` has begun: a rollout asks for nothing more
@@ -89,40 +89,31 @@ class Calls:
         self._is_receiving = False
         self._has_come = False  # anything, since workers were told when to wake us
         self._turn_began = 0.0  # when `recv` last let the loop go on
-        self._untold: list[Death | CrashLoopError] = []
-        self._unheard: dict[int, Death] = {}  # by env that was idle then, until a task of it is told
-        self._deaths: dict[int, Death] = {}  # as they were first told, by worker
         self._seq = 0
         self._busy_since = self._busy_seconds = 0.0
         self._bare_requests: Mapping[int, Any] = {}
         self._ring: Ring | None = None
-        self._reply_areas: list[list[ReplyArea]] = []
         self._sent: Sent | None = None
-        self._tallies: Sequence[Tally] = ()
-        self._together = False  # whether a step is answered by a tally
-        self._apart_since = 0  # the number of the last call before a worker died, or took another's place
+        self._lock_step = LockStep()
 
     def __repr__(self) -> str:
         return f"<Calls pending={list(self.pending.values())} {self.inbox!r} {self.states!r}>"
 
-    def open(self, ring: Ring, reply_areas: list[list[ReplyArea]], tallies: Sequence[Tally], sent: Sent | None) -> None:
+    def open(self, ring: Ring, lock_step: LockStep, sent: Sent | None) -> None:
         """Takes the memory, once it is mapped.
 
         Args:
             ring: Who writes which buffer.
-            reply_areas: Of each worker one for each tally, where memory is shared.
-            tallies: Where steps are answered by them: of all envs or the first group, of the second group.
+            lock_step: How steps of all envs are answered.
             sent: Where the answers of sent envs wait in shared memory.
         """
-        self._ring, self._reply_areas, self._tallies, self._sent = ring, reply_areas, tallies, sent
-        self._together = bool(tallies)
+        self._ring, self._lock_step, self._sent = ring, lock_step, sent
         self._busy_seconds = 0.0  # those of the start are not the vector's work
         self._bare_requests = self.prepare(dict.fromkeys(range(len(self._workers))))
 
     def close(self) -> None:
         """Tells every task that waits that there is nothing more to come."""
-        self._ring, self._reply_areas, self._tallies, self._sent = None, [], (), None
-        self._together = False
+        self._ring, self._lock_step, self._sent = None, LockStep(), None
         pending, self.pending = self.pending, {}
         self.inbox = Inbox()
         self._of_one_env.clear()
@@ -142,34 +133,6 @@ class Calls:
         self._seq += count
         return self._seq - count + 1
 
-    def raise_untold_death(self) -> None:
-        """Raises, once, the death of a worker that nobody was waiting for.
-
-        Raises:
-            WorkerDied: It happened since the last call.
-            EnvTimeoutError: Likewise.
-        """
-        if self._untold:
-            death = self._untold.pop(0)
-            self._heard(death.env_ids)
-            raise death
-
-    def raise_death_of(self, env_index: int) -> None:
-        """Raises, once, the death of the worker of an env that was idle then, to the task of that env.
-
-        Raises:
-            WorkerDied: It ended, and a reset builds its envs anew.
-            EnvTimeoutError: Likewise.
-        """
-        death = self._unheard.pop(env_index, None)
-        if death is not None:
-            self._untold = [untold for untold in self._untold if untold.env_ids != death.env_ids]
-            raise death.during(death.command)
-
-    def _heard(self, env_ids: Iterable[int]) -> None:
-        for env_index in env_ids:
-            self._unheard.pop(env_index, None)
-
     def prepare(self, messages: Mapping[int, Any]) -> dict[int, Any]:
         """Makes a message for each of these workers ready; raises what pickling raises, before any is touched."""
         return {index: self._workers[index].prepare(message) for index, message in messages.items()}
@@ -177,8 +140,7 @@ class Calls:
     def step_requests(self, given: Mapping[int, Any] | None) -> Mapping[int, Any]:
         """One step request for each worker, with what it bears of the actions; `None`: they are in the slab."""
         requests = self._bare_requests if given is None else self.prepare(given)
-        if self._together:
-            self._tallies[0].begin_step()
+        self._lock_step.begin_step()
         return requests
 
     def post(
@@ -229,8 +191,8 @@ class Calls:
         if self.inbox:
             self._discard_rest([*self.inbox])  # all envs were idle
         call = PendingCall(seq, "step", True, self._take_buffer(), prepared, Answer(loop=self._loop))
-        call.is_together = self._together
-        return self._post(call, _STEP_TOGETHER if self._together else _STEP, prepared)
+        call.is_together = self._lock_step.is_on
+        return self._post(call, _STEP_TOGETHER if call.is_together else _STEP, prepared)
 
     def post_observe(self, lease: Lease) -> PendingCall:
         """Asks every worker for its envs' last observations, in the first buffer of a rollout; raises as `post_group`."""
@@ -262,9 +224,7 @@ class Calls:
             self.next_seq(), "step", True, lease.strip.first + 1 + step, prepared, Answer(loop=self._loop), env_ids
         )
         call.group, call.lease = group, lease
-        if self._together and (index := index_in(group)) < NUM_TALLIES:
-            call.is_together = True
-            self._tallies[index].begin_step()
+        call.is_together = self._lock_step.begin_step(index_in(group))
         return self._post(call, _STEP_TOGETHER if call.is_together else _STEP, prepared)
 
     def _refuse_if_ending(self) -> None:
@@ -377,7 +337,8 @@ class Calls:
         try:
             await call.future
             if call.deaths:
-                self._keep_untold(call.deaths[1:])
+                if self.mending is None:
+                    self.deaths.tell_later_if_dead(call.deaths[1:])
                 raise call.deaths[0]
             has_something_to_say = call.mended is not None or any(call.payloads.values())
             if has_something_to_say and call.is_to_be_read_in_a_thread():
@@ -448,8 +409,8 @@ class Calls:
     def done(self, call: PendingCall) -> None:
         """The answer was taken, and its buffer is the caller's."""
         self._pop(call.seq)
-        if not self._together:
-            self._come_together(call)
+        if not self._lock_step.is_on:
+            self._lock_step.answered(call, len(self._workers))
 
     def give_up(self, calls: Sequence[PendingCall]) -> None:
         """A rollout ends before its time: of these calls of it the rows are owed, other answers are dropped."""
@@ -505,7 +466,7 @@ class Calls:
                 self._turn_began = time.perf_counter()
                 if self._ring is None:
                     raise ClosedEnvironmentError("recv()")
-            self.raise_untold_death()
+            self.deaths.raise_untold()
             pending = self.num_owed()
             if min_envs is not None and min_envs > pending > 0:
                 raise ValueError(f"min_envs={min_envs}, but only {pending} envs have been sent an action")
@@ -526,7 +487,7 @@ class Calls:
                         await in_thread(self.read, call)
                 if self._ring is None:  # terminated between what woke us and our turn
                     raise ClosedEnvironmentError("recv()")
-                self.raise_untold_death()
+                self.deaths.raise_untold()
                 pending = self.num_owed()  # others may have reset some of them
         finally:
             self._is_receiving = False
@@ -567,8 +528,7 @@ class Calls:
 
     def has_ended(self, call: PendingCall, index: int) -> bool:
         """Whether a worker has ended a call, although nobody was woken, since others have not; from any thread."""
-        areas, tally = self._reply_areas, index_in(call.group)
-        return call.is_together and bool(areas) and tally < NUM_TALLIES and areas[index][tally].has(call.seq)
+        return self._lock_step.has_ended(call, index)
 
     def taken(self, env_ids: Sequence[int]) -> None:
         """Rows, or failures, were given to the user."""
@@ -698,9 +658,9 @@ class Calls:
             self._replied_to_start(index, frame)  # or the pool was closed meanwhile
             return
         if is_of_all:
-            self._take_reply_areas(call, call.missing)
+            self._take_left(call, call.missing)
         elif frame.kind == FrameKind.ECHO:
-            self._take_reply_areas(call, call.missing & {index})
+            self._take_left(call, call.missing & {index})
         elif index in call.missing:  # else the worker counts as dead
             if call.is_sent:
                 self._forget_sent(call)
@@ -711,7 +671,7 @@ class Calls:
     def resume(self) -> None:
         """The last act of a callback that may have brought replies: resumes who waits for them."""
         answered = self._answered
-        if self._receiver is not None and (self._untold or (self._has_come and not self._must_wait())):
+        if self._receiver is not None and (self.deaths.has_untold or (self._has_come and not self._must_wait())):
             answered.append(self._receiver)
             self._receiver = None
         if len(answered) == 1:
@@ -741,14 +701,12 @@ class Calls:
         elif call.future is not None:
             self._answered.append(call.future)
 
-    def _take_reply_areas(self, call: PendingCall, workers: Iterable[int]) -> None:
-        """Takes what workers have left of a step; a reply too large for its area is on its way by the socket."""
-        tally = index_in(call.group)
-        for index in tuple(workers) if self._reply_areas and tally < NUM_TALLIES else ():
-            if call.mended is not None and index in call.mended.in_parts:
-                continue  # what it had left was taken, and it was asked again
-            reply = self._reply_areas[index][tally].take(call.seq)
-            if reply is not None and not self._workers[index].is_condemned:
+    def _take_left(self, call: PendingCall, workers: Iterable[int]) -> None:
+        """Takes what workers have left of a step."""
+        for index, reply in self._lock_step.left(call, workers):
+            # Else what it had left was taken, and it was asked again.
+            is_first = call.mended is None or index not in call.mended.in_parts
+            if is_first and not self._workers[index].is_condemned:
                 self._take(call, index, reply)
 
     def _take(self, call: PendingCall, index: int, payload: Any) -> None:
@@ -765,24 +723,16 @@ class Calls:
         if self._sent is not None and call.env_index is not None:
             self._sent.forget(call.env_index, call.seq)
 
-    def _come_together(self, call: PendingCall) -> None:
-        """After a death: once every worker has answered a call by itself, steps are answered by tallies again."""
-        is_by_itself = call.seq > self._apart_since and not call.deaths and len(call.payloads) == len(self._workers)
-        if self._tallies and is_by_itself:
-            for tally in self._tallies:
-                tally.begin_anew()
-            self._together = True
-
     # ---- deaths
 
     def died(self, index: int, death: Death, is_started: bool) -> None:
         """Tells every call that waits for this worker; its envs are built anew, or need a reset."""
-        self._together, self._apart_since = False, self._seq
+        self._lock_step.part(self._seq)
         self.look()
         self._has_come = True  # it may have been the one to wake us
         concerned = [call for call in self.pending.values() if index in call.missing]
         for call in concerned:  # who had ended the step, the dead one perhaps, has answered
-            self._take_reply_areas(call, call.missing)
+            self._take_left(call, call.missing)
         self._save_rows(index)
         waiting = [call for call in concerned if index in call.missing]
         for call in waiting:
@@ -818,18 +768,16 @@ class Calls:
             The number that its last request of the start is to bear.
         """
         env_ids = self._workers[index].env_ids
-        del self._deaths[index]
-        self._heard(env_ids)
-        # Who asks for a reset has no use for a death that nobody was told of.
-        self._untold = [untold for untold in self._untold if not set(untold.env_ids) & set(env_ids)]
+        self.deaths.replaced(index, env_ids)
         if self.mending is None:
             for env_index in env_ids:
                 if not self.states.is_busy(env_index):  # with a reset that the other one is to do
                     self.states.break_(env_index, "must be reset, after the death of its worker")
         else:
             self.states.forget(env_ids)
-        self._apart_since = self.next_seq()
-        return self._apart_since
+        seq = self.next_seq()
+        self._lock_step.part(seq)
+        return seq
 
     def _tell_death(self, index: int, death: Death, waiting: Sequence[PendingCall]) -> None:
         own = self._workers[index].env_ids
@@ -842,11 +790,11 @@ class Calls:
         told_to = [call for call in live if not call.is_abandoned]
         if live:
             death = death.during((told_to or live)[0].command)
-        self._deaths[index] = death
+        self.deaths.add(index, death)
         heard = {env_index for call in told_to for env_index in call.answered_by(own)}
-        self._unheard.update({env_index: death for env_index in own if env_index not in heard})
+        self.deaths.tell_tasks_of([env_index for env_index in own if env_index not in heard], death)
         if not told_to or (self._is_receiving and len(told_to) < len(live)):
-            self._untold.append(death)
+            self.deaths.tell_later([death])
         for call in waiting:
             if call not in not_begun:
                 self._fail(call, index, death.during(call.command))
@@ -865,7 +813,7 @@ class Calls:
             for call in resets:
                 for env_index in call.answered_by(self._workers[index].env_ids):
                     self.states.break_(env_index, "must be built anew, since the worker died")
-                self._fail(call, index, self._deaths[index].during(call.command))
+                self._fail_dead(call, index)
             return
         worker = self._workers[index]
         for call in resets:
@@ -874,10 +822,10 @@ class Calls:
     def _mend_death(self, mending: Mending, index: int, death: Death, waiting: Sequence[PendingCall]) -> None:
         """With `on_failure="restart"`: the next rows of its envs tell it, and another worker starts."""
         batches = [(call, call.mended) for call in waiting if call.mended is not None]
-        self._deaths[index] = death  # until another worker has its place
+        self.deaths.add(index, death)
         death, given_up = mending.died(index, death, waiting[0].command if waiting else None, batches)
         if given_up:
-            self._deaths[index] = death
+            self.deaths.add(index, death)
         for call in waiting:
             if call.mended is None:
                 self._fail(call, index, death.during(call.command, is_rebuilt=not given_up))
@@ -886,21 +834,14 @@ class Calls:
             if not (env_index in told and self.states.is_busy(env_index)):  # else the call raises it, or `recv`
                 self.states.break_(env_index, GIVEN_UP)
         if all(call.is_dropped for call, _ in batches):
-            self._untold += mending.restarts.crash_loops(given_up)
-
-    def _keep_untold(self, deaths: Iterable[Death]) -> None:
-        """A call raises another death: the next call tells these, unless a reset has no use for them."""
-        if self.mending is None:
-            dead = [death.env_ids for death in self._deaths.values()]
-            self._untold += [death for death in deaths if death.env_ids in dead]
+            self.deaths.tell_later(mending.restarts.crash_loops(given_up))
 
     def _fail_dead(self, call: PendingCall, index: int) -> None:
         """A call meets a worker that is dead already: it tells the death, if nobody has."""
-        death = self._deaths.get(index)
+        death = self.deaths.of(index)
         if death is None:  # killed by a `terminate` in this very moment, of which every call is told
             return
-        self._untold = [untold for untold in self._untold if untold.env_ids != death.env_ids]
-        self._heard(death.env_ids)
+        self.deaths.told(death)
         self._fail(call, index, death.during(call.command))
 
     def _fail(self, call: PendingCall, index: int, death: Death) -> None:

@@ -23,6 +23,7 @@ from aiovec.exchange.tally import NUM_TALLIES
 from aiovec.pool.calls import Calls
 from aiovec.pool.in_process import InProcess
 from aiovec.pool.local import LocalProcesses
+from aiovec.pool.lock_step import LockStep
 from aiovec.pool.memory import SlabMemory
 from aiovec.pool.mending import Mending
 from aiovec.pool.ray_cluster import RayCluster
@@ -210,7 +211,8 @@ class Pool:
             assert self.backend.wanted is not None  # noqa: S101
             sent = Sent(slab.answer_slots(), self.backend.wanted, slab.geometry.num_envs)
         # One worker has nobody to wait for.
-        self.calls.open(self.ring, areas, self.backend.tallies if num_workers > 1 else (), sent)
+        lock_step = LockStep(areas, self.backend.tallies if num_workers > 1 else ())
+        self.calls.open(self.ring, lock_step, sent)
 
     async def lease(self, num_steps: int) -> Lease:
         """Memory for a rollout of so many steps.

@@ -35,6 +35,7 @@ __all__ = ["WorkerFiles", "WorkerProcess"]
 # A worker that imports mpi4py must not think that it is a rank of the parent's job; the prefixes are those of
 # gymnasium.vector.utils.clear_mpi_env_vars.
 _MPI_PREFIXES = ("OMPI_", "PMI_")
+_LARGEST_ARGV = 1 << 15  # what goes into a socket before anybody reads
 
 
 @dataclass
@@ -272,8 +273,9 @@ def _start_interpreter(files: WorkerFiles, shared_fds: tuple[int, ...], look_aga
         env=environment,
         start_new_session=True,
     )
-    path = "\0".join(sys.path).encode()
-    files.connection.sendall(len(path).to_bytes(4, "little") + path)  # a few KB into an empty socket
+    for texts in (sys.path, sys.argv if sum(map(len, sys.argv)) < _LARGEST_ARGV else sys.argv[:1]):
+        data = "\0".join(texts).encode(errors="surrogateescape")
+        files.connection.sendall(len(data).to_bytes(4, "little") + data)  # a few KB into an empty socket
     return _Child(process.pid, process.wait)
 
 

@@ -39,7 +39,7 @@ def run_interpreter() -> None:
     connection_fd, lifeline_fd, *shared_fds, parent_pid, look_again = map(int, sys.argv[1:10])
     with socket.socket(fileno=os.dup(connection_fd)) as connection:
         connection.setblocking(True)
-        path = _receive(connection, int.from_bytes(_receive(connection, 4), "little")).decode().split("\0")
+        path, sys.argv[:] = _receive_texts(connection), _receive_texts(connection)  # as `multiprocessing` does
     # What the parent has imported by now came by its path of that time: a signal.py that lies where the user
     # put something on sys.path since must not shadow the standard library here. So that path comes last at
     # first, and as the parent has it once all that a worker itself needs is imported.
@@ -112,6 +112,11 @@ def keep_freed_memory() -> None:
 
 def _no_debugger(*_args: object, **_kwargs: object) -> None:
     raise RuntimeError("breakpoint() in a worker has no terminal: use `num_workers=0` to debug an env")
+
+
+def _receive_texts(connection: socket.socket) -> list[str]:
+    nbytes = int.from_bytes(_receive(connection, 4), "little")
+    return _receive(connection, nbytes).decode(errors="surrogateescape").split("\0")
 
 
 def _receive(connection: socket.socket, nbytes: int) -> bytes:

@@ -367,6 +367,7 @@ async def test_an_end_whose_last_words_cannot_be_shown(end: str, monkeypatch: py
                 await envs.close()
             elif end == "terminate":
                 envs.terminate()
+                await worker.ended.wait()
             else:
                 with pytest.raises(KeyboardInterrupt):
                     worker.terminate()
@@ -398,6 +399,7 @@ async def test_without_pidfds(why: int, context: Any, monkeypatch: pytest.Monkey
         await envs.step([0] * NUM_ENVS)
         worker = mortal_worker(envs)
         envs.terminate()
+        await worker.ended.wait()
         assert worker.exitcode == -signal.SIGKILL
         assert not is_running(worker.pid)
 
@@ -687,6 +689,7 @@ async def test_an_end_without_a_descriptor(end: str) -> None:
                     await envs.step([0, 0, 1, 0])
             else:
                 envs.terminate()
+                await worker.ended.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert worker.ended.is_set()

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_envs import BOUND_SECONDS, PASS_GATE, Dies, Gate, Gated, Says, exit_with_3, is_running
-from sample_envs import Counter
+from fault_envs import BOUND_SECONDS, PASS_GATE, Dies, DiesBehindItsReply, Gate, Gated, Says, exit_with_3, is_running
 
 import aiovec
 from aiovec import AlreadyPendingCallError, AsyncVectorEnv, ClosedEnvironmentError, ResetNeeded, WorkerDied, failures
@@ -259,7 +258,7 @@ def test_what_was_added_to_the_path_at_run_time_is_there(program: Callable[[str]
 def test_what_a_worker_has_of_its_parent(
     context: str | None, program: Callable[[str], Program], tmp_path: Path
 ) -> None:
-    """Its directory, flags and environment; one thread for BLAS; a session, and so a process group, of its own."""
+    """Its directory, flags, arguments and environment; one thread for BLAS; a session, and so a group, of its own."""
     one = program(f"""{PRELUDE}
     if __name__ == "__main__":
         os.chdir("below")
@@ -271,11 +270,12 @@ def test_what_a_worker_has_of_its_parent(
             os.getsid(0) == os.getpgrp() == os.getpid(),
             sys.flags.optimize,
             os.environ["MINE"],
+            sys.argv[1:],
         ), context={context!r})))
     """)
     (tmp_path / "below").mkdir()
-    expected = (f"{tmp_path}/below", "1", "1", True, 1, "at run time")
-    assert one.output(how=("-O",)) == f"{expected}\n"
+    expected = (f"{tmp_path}/below", "1", "1", True, 1, "at run time", ["--lr", "ä\udcff"])
+    assert one.output("script.py", "--lr", "ä\udcff", how=("-O",)) == f"{expected}\n"
 
 
 def test_the_number_of_threads_is_the_users_to_set(program: Callable[[str], Program]) -> None:
@@ -844,21 +844,6 @@ async def test_a_worker_killed_behind_a_reply_too_large_for_its_area() -> None:
             await envs.step([0, 0])
         await envs.reset()
         await envs.step([0, 0])
-
-
-class DiesBehindItsReply(Counter):
-    """Action 1: the worker is killed at the moment at which it would take its token. Action 2 takes its time."""
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = super().step(action)
-        if action == 1:
-            from aiovec.worker import serve
-
-            serve.take_last = lambda _fd: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-            info["text"] = "x" * 20_000
-        elif action == 2:
-            time.sleep(0.2)
-        return observation, reward, terminated, truncated, info
 
 
 IMPORTED = """

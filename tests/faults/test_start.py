@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from fault_envs import BOUND_SECONDS, Faulty, Gate, Gated, Recorded, Slow, an_error, is_running
+from fault_envs import BOUND_SECONDS, Faulty, Gate, Gated, Recorded, Slow, an_error, is_running, raises_timeout
 from sample_envs import Counter
 
 from aiovec import AsyncVectorEnv, ClosedEnvironmentError, EnvTimeoutError, make_vec
@@ -151,11 +151,6 @@ async def test_a_start_that_takes_too_long_once_all_is_built(stage: str, monkeyp
         monkeypatch.undo()
         await envs.reset()
         await envs.close()
-
-
-def raises_timeout() -> gym.Env[Any, Any]:
-    """As a constructor that connects to a simulator may."""
-    raise TimeoutError("no simulator")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
