@@ -247,6 +247,7 @@ async def test_inside_a_running_loop() -> None:
     await asyncio.to_thread(envs.close)
 
 
+@pytest.mark.not_on_ray("it looks for local processes")
 @pytest.mark.blocks_loop
 @pytest.mark.parametrize("moment", ["idle", "begun"])
 async def test_terminate_inside_a_running_loop(moment: str) -> None:
