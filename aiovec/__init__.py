@@ -125,6 +125,7 @@ _HOMES = {
     "Policy": "aiovec.rollouts",
     "ResetResult": "aiovec.batches",
     "Rollout": "aiovec.rollouts",
+    "Rollouts": "aiovec.rollouts",
     "StepBatch": "aiovec.batches",
     "StepResult": "aiovec.batches",
     "SubEnv": "aiovec.sub_env",

@@ -374,7 +374,7 @@ class Batches:
             self.calls.stepped(frozenset(), call.env_ids)
         self._num_steps += len(env_ids)
         if self._failed_rows is not None:
-            self._failed_rows.keep(call.env_ids, self._rows_of(call), dynamic)
+            self._failed_rows.keep(call.env_ids, self._buffer(call.buffer), dynamic)
         return dynamic, parts
 
     # ---- of one env

@@ -139,9 +139,7 @@ class Calls:
 
     def step_requests(self, given: Mapping[int, Any] | None) -> Mapping[int, Any]:
         """One step request for each worker, with what it bears of the actions; `None`: they are in the slab."""
-        requests = self._bare_requests if given is None else self.prepare(given)
-        self._lock_step.begin_step()
-        return requests
+        return self._bare_requests if given is None else self.prepare(given)
 
     def post(
         self,
@@ -191,7 +189,7 @@ class Calls:
         if self.inbox:
             self._discard_rest([*self.inbox])  # all envs were idle
         call = PendingCall(seq, "step", True, self._take_buffer(), prepared, Answer(loop=self._loop))
-        call.is_together = self._lock_step.is_on
+        call.is_together = self._lock_step.begin_step()
         return self._post(call, _STEP_TOGETHER if call.is_together else _STEP, prepared)
 
     def post_observe(self, lease: Lease) -> PendingCall:
@@ -733,7 +731,6 @@ class Calls:
         concerned = [call for call in self.pending.values() if index in call.missing]
         for call in concerned:  # who had ended the step, the dead one perhaps, has answered
             self._take_left(call, call.missing)
-        self._save_rows(index)
         waiting = [call for call in concerned if index in call.missing]
         for call in waiting:
             if call.is_sent:
@@ -780,6 +777,7 @@ class Calls:
         return seq
 
     def _tell_death(self, index: int, death: Death, waiting: Sequence[PendingCall]) -> None:
+        self._save_rows(index)  # with `mending` nobody can reset them
         own = self._workers[index].env_ids
         not_begun = [call for call in waiting[1:] if not call.is_dropped and call.is_repeatable(index)]
         kept = {env_index for call in not_begun for env_index in call.answered_by(own)}

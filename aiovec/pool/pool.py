@@ -340,9 +340,7 @@ class Pool:
                 for worker in self.workers:
                     worker.signal(signal.SIGTERM)
                 await self._ended(grace)
-        for worker in self.workers:
-            if not worker.ended.is_set():
-                worker.kill()
+        self.kill()
         await self._ended(None)
         self._release()
         await self.backend.close()  # behind those who read its pipes

@@ -239,7 +239,6 @@ class EnvHost:
             (row, self.rows.stepping(row, action, writer, True, outcome))
             for row, action in zip(rows, actions, strict=False)
         ]
-
         if group is not None:
             return Work(turns, lambda: self._part_reply(group, outcome, "step"))
         return Work(turns, lambda: self._whole_reply(outcome, "step"))

@@ -61,6 +61,13 @@ def test_what_public_signatures_name_is_public() -> None:
     assert named & ours <= set(aiovec.__all__)
 
 
+def test_every_public_name_is_there_in_a_worker() -> None:
+    """Imported when it is first asked for."""
+    code = "import aiovec; [getattr(aiovec, name) for name in aiovec.__all__]"
+    environment = {**os.environ, "AIOVEC_WORKER": "1", "PYTHONPATH": str(SOURCE.parent)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
 def test_other_names_are_an_attribute_error() -> None:
     """`hasattr` works, and the message is Python's."""
     with pytest.raises(AttributeError, match="module 'aiovec' has no attribute 'Nothing'"):
