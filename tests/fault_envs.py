@@ -513,7 +513,7 @@ class Slow(Counter):
 
 
 class DiesBehindItsReply(Counter):
-    """Action 1: the worker is killed at the moment at which it would take its token. Action 2 takes its time."""
+    """Action 1: the worker is killed at the moment at which it would take its token."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)
@@ -522,8 +522,6 @@ class DiesBehindItsReply(Counter):
 
             serve.take_last = lambda _fd: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
             info["text"] = "x" * 20_000
-        elif action == 2:
-            time.sleep(0.2)
         return observation, reward, terminated, truncated, info
 
 

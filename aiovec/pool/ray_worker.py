@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from aiovec.errors import EnvTimeoutError, WorkerDied
@@ -97,6 +98,7 @@ class RayWorker:
         self._more = actor.more.options(concurrency_group="more").remote
         self._look = actor.look.options(concurrency_group="look").remote
         self._sending: set[asyncio.Task[None]] = set()  # requests that a thread hands to Ray
+        self._held: list[Callable[[], None]] | None = []  # requests, until it has told where it is
         self._num_calls = 0
         self._num_waiting = 0  # calls that have not come back
         self._is_more_asked = False
@@ -134,6 +136,13 @@ class RayWorker:
         number, self._num_calls = self._num_calls, self._num_calls + 1
         self._num_due += prepared.num_replies
         self._num_waiting += 1
+        ask = partial(self._ask, kind, seq, buffer, group, number, prepared)
+        if self._held is None:
+            ask()
+        else:
+            self._held.append(ask)
+
+    def _ask(self, kind: int, seq: int, buffer: int, group: int, number: int, prepared: _Prepared) -> None:
         payload = prepared.payload
         nbytes = sum(column.nbytes for column in payload.arrays) if type(payload) is ActionColumns else len(payload)
         ask = by_itself(Ask(number, prepared.num_replies, (int(kind), seq, buffer, payload, group)), nbytes)
@@ -220,6 +229,9 @@ class RayWorker:
         if future.exception() is None:
             self.pid, node_id, address, actor_id = future.result()
             self.place = f"on Ray node {node_id[:12]} at {address}, actor {actor_id[:12]}"
+        held, self._held = self._held, None
+        for ask in held or ():  # whatever becomes of it: its death can say where it was
+            ask()
 
     def _failed(self, future: Future[Any]) -> None:
         self.lose(future.exception() or RuntimeError("the actor has ended"))

@@ -837,7 +837,7 @@ async def test_a_worker_killed_behind_a_reply_too_large_for_its_area() -> None:
     async with asyncio.timeout(BOUND_SECONDS), AsyncVectorEnv(env_fns, num_workers=2) as envs:
         await envs.reset()
         await envs.step([0, 0])
-        _, rewards, *_, infos = await envs.step([1, 2])
+        _, rewards, *_, infos = await envs.step([1, 0])
         np.testing.assert_array_equal(rewards, [2, 2])
         assert len(infos["text"][0]) == 20_000
         with pytest.raises(WorkerDied, match="env 0 .*was killed by SIGKILL"):
