@@ -285,7 +285,9 @@ class Batches:
             AlreadyPendingCallError: An env is awaited or owed.
             ResetNeeded: An env must be reset first, or has no observation to begin with.
             WorkerDied: A worker ended since the last call.
+            ClosedEnvironmentError: The vector was closed meanwhile.
         """
+        self.calls.refuse_if_ending()
         self.calls.deaths.raise_untold()
         self.states.check_idle("rollout", self._every_env)
         if self._failed_rows is None:

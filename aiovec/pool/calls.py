@@ -194,7 +194,7 @@ class Calls:
 
     def post_observe(self, lease: Lease) -> PendingCall:
         """Asks every worker for its envs' last observations, in the first buffer of a rollout; raises as `post_group`."""
-        self._refuse_if_ending()
+        self.refuse_if_ending()
         self._discard_rest([*self.inbox])  # all envs were idle
         prepared = self._bare_requests
         call = PendingCall(self.next_seq(), "rollout", False, lease.strip.first, prepared, Answer(loop=self._loop))
@@ -216,7 +216,7 @@ class Calls:
         Raises:
             ClosedEnvironmentError: The vector is closed, or being closed, meanwhile.
         """
-        self._refuse_if_ending()
+        self.refuse_if_ending()
         prepared = self._bare_requests if rows is None else rows
         call = PendingCall(
             self.next_seq(), "step", True, lease.strip.first + 1 + step, prepared, Answer(loop=self._loop), env_ids
@@ -225,7 +225,8 @@ class Calls:
         call.is_together = self._lock_step.begin_step(index_in(group))
         return self._post(call, _STEP_TOGETHER if call.is_together else _STEP, prepared)
 
-    def _refuse_if_ending(self) -> None:
+    def refuse_if_ending(self) -> None:
+        """Raises `ClosedEnvironmentError` to a rollout of a vector that is closed, or being closed."""
         if self.are_ending or self._ring is None:
             raise ClosedEnvironmentError("rollout()")
 

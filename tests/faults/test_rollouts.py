@@ -426,6 +426,16 @@ async def test_the_vector_ends_while_its_memory_grows() -> None:
                 await task
 
 
+async def test_the_vector_ends_while_memory_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rollout, which had not begun, is told."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        envs = AsyncVectorEnv([LONG] * NUM_ENVS, num_workers=2, context=context_of_loop())
+        await envs.reset()
+        monkeypatch.setattr("aiovec.rollouts.pin", lambda _memory: envs.terminate())
+        with pytest.raises(ClosedEnvironmentError):
+            await envs.rollout(zeros, 3, pin_memory=True)
+
+
 # ---- deaths
 
 
